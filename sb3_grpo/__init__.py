@@ -1,0 +1,21 @@
+"""Group Relative Policy Optimization for Stable-Baselines3."""
+
+from sb3_grpo.callbacks import GroupEvalCallback
+from sb3_grpo.envs import register_envs
+from sb3_grpo.evaluation import GroupEvaluation, evaluate_groups
+from sb3_grpo.grpo import GRPO, GroupRecord
+from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+
+__version__ = "0.1.0"
+__all__ = [
+    "GRPO",
+    "CnnPolicy",
+    "GroupEvalCallback",
+    "GroupEvaluation",
+    "GroupRecord",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "evaluate_groups",
+]
+
+register_envs()

@@ -1,0 +1,103 @@
+"""SB3's rollout buffers, extended with the group of every step."""
+
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+
+class GroupRolloutBufferSamples(NamedTuple):
+    """SB3's samples plus ``groups``, the group of each step, shape ``(B,)``."""
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    groups: th.Tensor
+
+    def take(self, indices: th.Tensor) -> "GroupRolloutBufferSamples":
+        """
+        :param indices: steps to take, shape ``(b,)``
+        :return: the samples of these steps
+        """
+        observations, *others = self
+        if isinstance(observations, dict):
+            taken: PyTorchObs = {key: value[indices] for key, value in observations.items()}
+        else:
+            taken = observations[indices]
+        return GroupRolloutBufferSamples(taken, *(field[indices] for field in others))
+
+    def minibatches(self, batch_size: int) -> Generator["GroupRolloutBufferSamples", None, None]:
+        """
+        One pass over the samples in random order; the permutation, hence the minibatches, are SB3's.
+
+        :param batch_size: samples per minibatch; the last one may have fewer
+        """
+        permutation = th.as_tensor(np.random.permutation(len(self.groups)), device=self.groups.device)
+        for indices in permutation.split(batch_size):
+            yield self.take(indices)
+
+
+class _GroupBufferMixin(RolloutBuffer):
+    """
+    Adds ``groups`` to the samples, and makes whole-rollout tensors once a rollout (they share the
+    buffer's memory on the CPU), so that a minibatch is one index operation per field.
+    """
+
+    _samples: GroupRolloutBufferSamples | None
+
+    def reset(self) -> None:
+        super().reset()
+        self._samples = None
+
+    def to_torch(self, array: np.ndarray, copy: bool = False) -> th.Tensor:
+        # no copy: reset() makes new arrays instead of overwriting these
+        return super().to_torch(array, copy)
+
+    def samples(self) -> GroupRolloutBufferSamples:
+        """
+        :return: all ``B = buffer_size * n_envs`` steps, environment by environment as SB3 flattens them;
+            all in group 0 until :meth:`assign_groups` says otherwise
+        """
+        if self._samples is None:
+            if not self.full:
+                raise RuntimeError(f"the rollout is not complete: {self.pos} of {self.buffer_size} steps")
+            self._flatten()
+            samples = super()._get_samples(slice(None))  # type: ignore[arg-type]
+            self._samples = GroupRolloutBufferSamples(*samples, groups=th.zeros_like(samples.returns, dtype=th.long))
+        return self._samples
+
+    def _flatten(self) -> None:
+        """What SB3 does to its arrays when the first minibatch is asked for."""
+        if isinstance(self.observations, dict):
+            for key, value in self.observations.items():
+                self.observations[key] = self.swap_and_flatten(value)
+        else:
+            self.observations = self.swap_and_flatten(self.observations)
+        for name in ("actions", "values", "log_probs", "advantages", "returns"):
+            setattr(self, name, self.swap_and_flatten(getattr(self, name)))
+        self.generator_ready = True
+
+    def assign_groups(self, route: Callable[[PyTorchObs], th.Tensor]) -> None:
+        """
+        :param route: maps the observations of all ``B`` steps to their groups, shape ``(B,)``
+        """
+        samples = self.samples()
+        self._samples = samples._replace(groups=route(samples.observations))
+
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
+        samples = self.samples()
+        yield from samples.minibatches(batch_size or len(samples.groups))
+
+
+class GroupRolloutBuffer(_GroupBufferMixin):
+    """``RolloutBuffer`` whose samples know their group; same parameters."""
+
+
+class GroupDictRolloutBuffer(_GroupBufferMixin, DictRolloutBuffer):
+    """``DictRolloutBuffer`` whose samples know their group; same parameters."""

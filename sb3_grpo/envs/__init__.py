@@ -1,0 +1,9 @@
+"""Multi-task environments, registered with Gymnasium when ``sb3_grpo`` is imported."""
+
+import gymnasium as gym
+
+
+def register_envs() -> None:
+    """Register the environments; their modules are imported when one is made."""
+    gym.register("sb3_grpo/TaskCartPole-v0", "sb3_grpo.envs.cartpole:TaskCartPole", max_episode_steps=500)
+    gym.register("sb3_grpo/TaskLunarLander-v0", "sb3_grpo.envs.lunar_lander:TaskLunarLander", max_episode_steps=1000)

@@ -1,0 +1,118 @@
+"""What multi-task environments share: drawing a task at each reset and showing it in the observation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike
+
+Task = Mapping[str, Any]
+
+
+class TaskEnv(gym.Env[Any, Any]):
+    """
+    Mixin for an environment that plays one of several tasks in each episode. A subclass stands before the
+    environment it extends, and says in :meth:`_apply_task` what a task changes.
+
+    :param tasks: the tasks, each a mapping from names in ``TASK_DEFAULTS`` to values
+    :param task: ``"random"``: drawn at each reset; a number: always this task
+    :param task_observation: how the task is shown: ``"one_hot"`` appends columns to the observation, ``"dict"``
+        gives ``{"obs": observation, "task": number}``, ``None`` does not show it
+    :param kwargs: of the environment
+    :raises ValueError: for unknown names in a task, or a task that does not exist
+    """
+
+    # Everything a task may set, with the values of the plain environment
+    TASK_DEFAULTS: ClassVar[dict[str, Any]]
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        task: int | Literal["random"] = "random",
+        task_observation: Literal["one_hot", "dict"] | None = "one_hot",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if not tasks:
+            raise ValueError("`tasks` must hold at least one task, got none")
+        for values in tasks:
+            if unknown := set(values) - set(self.TASK_DEFAULTS):
+                raise ValueError(f"`tasks` may set {list(self.TASK_DEFAULTS)}, got {sorted(unknown)}")
+        if task_observation not in ("one_hot", "dict", None):
+            raise ValueError(f'`task_observation` must be "one_hot", "dict" or None, got {task_observation!r}')
+        self.tasks = [{**self.TASK_DEFAULTS, **values} for values in tasks]
+        self.task_observation = task_observation
+        self.observation_space = self._task_space(self.observation_space)
+        self._task_probabilities = np.full(self.n_tasks, 1 / self.n_tasks)
+        self.set_task(task)
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.tasks)
+
+    def set_task(self, task: int | Literal["random"]) -> None:
+        """
+        Decide what the next resets play.
+
+        :param task: ``"random"``: drawn at each reset; a number: always this task
+        :raises ValueError: if the task does not exist
+        """
+        if task != "random" and task not in range(self.n_tasks):
+            raise ValueError(f'`task` must be "random" or a number from 0 to {self.n_tasks - 1}, got {task!r}')
+        self.task_choice = task
+
+    def get_task_probabilities(self) -> np.ndarray:
+        """
+        :return: probability of each task at the next reset, shape ``(n_tasks,)``
+        """
+        return self._task_probabilities.copy()
+
+    def set_task_probabilities(self, probabilities: ArrayLike) -> None:
+        """
+        Change the odds with which ``task="random"`` draws; without effect on a fixed task.
+
+        :param probabilities: shape ``(n_tasks,)``, at least 0, with sum 1
+        :raises ValueError: if they are not
+        """
+        given = np.asarray(probabilities, dtype=float)
+        if given.shape != (self.n_tasks,) or not (given >= 0).all() or not np.isclose(given.sum(), 1):
+            raise ValueError(f"`probabilities` must be {self.n_tasks} numbers of at least 0 with sum 1, got {given.tolist()}")
+        self._task_probabilities = given / given.sum()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        # seeds the generator before it draws the task; the environment's own reset then goes on with it
+        gym.Env.reset(self, seed=seed)
+        drawn = int(self.np_random.choice(self.n_tasks, p=self._task_probabilities))
+        self.task = drawn if self.task_choice == "random" else int(self.task_choice)
+        self._apply_task(self.tasks[self.task])
+        obs, info = super().reset(options=options)
+        return self._with_task(obs), {**info, "task": self.task}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return self._with_task(obs), float(reward), terminated, truncated, {**info, "task": self.task}
+
+    def _apply_task(self, task: Task) -> None:
+        """
+        :param task: what is to hold in the episode that starts now
+        """
+        raise NotImplementedError
+
+    def _task_space(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
+        assert isinstance(space, spaces.Box)
+        if self.task_observation == "dict":
+            return spaces.Dict({"obs": space, "task": spaces.Discrete(self.n_tasks)})
+        if self.task_observation is None:
+            return space
+        low, high = np.zeros(self.n_tasks, space.dtype), np.ones(self.n_tasks, space.dtype)
+        return spaces.Box(np.concatenate([space.low, low]), np.concatenate([space.high, high]), dtype=space.dtype)
+
+    def _with_task(self, obs: np.ndarray) -> Any:
+        if self.task_observation == "dict":
+            return {"obs": obs, "task": self.task}
+        if self.task_observation is None:
+            return obs
+        return np.concatenate([obs, np.eye(self.n_tasks, dtype=obs.dtype)[self.task]])

@@ -1,0 +1,497 @@
+"""GRPO: PPO with groups of decisions that have their own heads and are balanced against each other."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
+from torch.nn import functional as F
+
+from sb3_grpo.buffers import GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
+from sb3_grpo.losses import GroupBalance, balance_groups, clipped_surrogate, group_means, group_std
+from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy
+
+SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
+
+# Groups beyond this number are logged to TensorBoard and files, but not printed.
+MAX_PRINTED_GROUPS = 8
+
+
+class GroupRecord(NamedTuple):
+    """What is known of one active group."""
+
+    group: int
+    cells: list[int]
+    steps: int  # in the last rollout
+    score: float  # mean over these steps; nan without steps
+    weight: float  # factor on the group's policy-gradient loss; 1 = PPO
+
+
+class UpdateTerms(NamedTuple):
+    """What one minibatch is judged by; scalars. ``loss`` carries the gradient."""
+
+    loss: th.Tensor
+    policy_gradient_loss: th.Tensor
+    value_loss: th.Tensor
+    entropy_loss: th.Tensor
+    approx_kl: th.Tensor
+    clip_fraction: th.Tensor
+
+
+class GRPO(PPO):
+    """
+    Group Relative Policy Optimization: decisions are divided into groups, every group has its own
+    sub-policy (head), and the groups are balanced: ``L = L_PPO + group_coef * ||M||_F^2`` with
+    ``M_ij = (R_i - R_j) / sigma_R``. With ``n_groups=1`` it is SB3's PPO, bit for bit.
+
+    The arguments up to ``_init_setup_model`` are PPO's, in PPO's order and with PPO's defaults; the others are
+    keyword-only.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of
+        :class:`~sb3_grpo.policies.GroupActorCriticPolicy`
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update
+    :param batch_size: Minibatch size
+    :param n_epochs: Number of epochs when optimizing the surrogate loss
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0)
+    :param clip_range_vf: Clipping parameter for the value function, ``None`` for no clipping; it depends on
+        the reward scaling
+    :param normalize_advantage: ``True``: per minibatch, as PPO. ``"group"``: subtract each group's mean over
+        the rollout and divide by its standard deviation; for groups that are whole episodes (tasks), above
+        all when their rewards have different scales. It removes real information where groups are
+        regions inside an episode. ``False``: not at all.
+    :param ent_coef: Entropy coefficient for the loss calculation
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE, -1: only at the start of a rollout
+    :param rollout_buffer_class: Rollout buffer class to use, a subclass of
+        :class:`~sb3_grpo.buffers.GroupRolloutBuffer` or its Dict twin; ``None``: chosen by the observation space
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param target_kl: Limit the KL divergence between updates, ``None``: no limit
+    :param stats_window_size: Window size for the rollout logging, in episodes
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators; the groups' own generator is seeded with it too
+    :param device: Device (cpu, cuda, ...) on which the code should be run
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param n_groups: number of groups to start with, at least 1. ``None``: one per cell where the cells are given
+        (``"one_hot"``, ``"discrete"``, a callable), ``DEFAULT_RANDOM_GROUPS`` with the random router.
+        1 is PPO.
+    :param max_groups: number of heads, fixed for the life of the model, at least ``n_groups``; ``None``: ``n_groups``
+    :param router: how an observation is assigned to its cell: ``"random"`` (Voronoi cells of the
+        observation space), ``"one_hot"``, ``"discrete"``, or a function that maps a batch of observations
+        (tensor, or dict of tensors) to integer cells of shape ``(B,)``. Give the router whenever you know
+        what your tasks or phases are.
+    :param router_kwargs: ``n_cells`` (random: default 8 or ``n_groups`` if that is more; callable: required),
+        ``columns=(start, stop)`` and ``hide`` (one_hot), ``key`` and ``hide`` (discrete); ``hide=True`` keeps what
+        names the cell from the policy's trunk
+    :param group_coef: lambda, how strongly groups that are behind are favoured: a number, a function of the
+        remaining progress (from 1 to 0), or ``"lin_0.05"`` (from 0.05 linearly to 0). At least 0; useful
+        values lie between 0.005 and 0.1, above that the cap binds (``groups/coef_effective`` stays below
+        ``group_coef``) and a larger value changes nothing. 0: no balancing.
+    :param group_score: what groups are compared by: ``"return"`` (mean return-to-go of their steps) or ``"reward"``
+        (mean reward; for groups that are phases, when what comes after them should not count)
+    :param group_scale: ``sigma_R``, pooled over the steps of a rollout: ``"std"`` or ``"range"`` (largest minus
+        smallest: weaker and bounded, for scores with rare extreme values)
+    :raises ValueError: if an argument is out of its range, before anything is built
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    DEFAULT_RANDOM_GROUPS: ClassVar[int] = 4
+    policy: GroupActorCriticPolicy
+    rollout_buffer: GroupRolloutBuffer
+    normalize_advantage: bool | Literal["group"]  # type: ignore[assignment]  # PPO knows two values, here are three
+
+    def __init__(
+        self,
+        policy: str | type[GroupActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool | Literal["group"] = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        n_groups: int | None = None,
+        max_groups: int | None = None,
+        router: str | Callable[[PyTorchObs], Any] = "random",
+        router_kwargs: dict[str, Any] | None = None,
+        group_coef: float | Schedule | str = 0.02,
+        group_score: Literal["return", "reward"] = "return",
+        group_scale: Literal["std", "range"] = "std",
+    ):
+        check_choice("normalize_advantage", normalize_advantage, (True, False, "group"))
+        check_choice("group_score", group_score, ("return", "reward"))
+        check_choice("group_scale", group_scale, ("std", "range"))
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,  # type: ignore[arg-type]  # PPO only asks whether it is true
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.n_groups = n_groups
+        self.max_groups = max_groups
+        self.router = router
+        self.router_kwargs = router_kwargs
+        self.group_coef = group_coef
+        self.group_score = group_score
+        self.group_scale = group_scale
+        # (group, steps, score, weight) of the last rollout
+        self._group_stats: list[tuple[int, int, float, float]] = []
+        self._group_seed: int | None = None
+        self._built_groups: dict[str, int | str] = {}
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = GroupDictRolloutBuffer if is_dict else GroupRolloutBuffer
+        if not issubclass(self.policy_class, GroupActorCriticPolicy):
+            raise ValueError(f"`policy` must be a subclass of GroupActorCriticPolicy, got {self.policy_class.__name__}")
+        self._group_coef_schedule = make_group_coef_schedule(self.group_coef)
+        own_policy_kwargs = self.policy_kwargs
+        self.policy_kwargs = {**own_policy_kwargs, **self._make_group_kwargs()}
+        try:
+            super()._setup_model()
+        finally:
+            # what the user gave is what load(policy_kwargs=...) compares with
+            self.policy_kwargs = own_policy_kwargs
+        self._remember_groups()
+
+    def _make_group_kwargs(self) -> dict[str, Any]:
+        n_groups, max_groups, router_kwargs = self.n_groups, self.max_groups, dict(self.router_kwargs or {})
+        if self.router == "random":
+            if n_groups is None:
+                n_groups = min(self.DEFAULT_RANDOM_GROUPS, max_groups or self.DEFAULT_RANDOM_GROUPS)
+            router_kwargs.setdefault("n_cells", max(8, n_groups))
+        if self._group_seed is None:
+            # the global generators must not be drawn from: parity with PPO
+            self._group_seed = th.initial_seed() % 2**32 if self.seed is None else self.seed
+        return dict(
+            n_groups=n_groups,
+            max_groups=max_groups,
+            router=self.router,
+            router_kwargs=router_kwargs,
+            group_seed=self._group_seed,
+        )
+
+    def _remember_groups(self) -> None:
+        """
+        Keep what decides the shapes of the policy where ``load(**kwargs)`` cannot overwrite it by accident.
+
+        :raises ValueError: if a loaded model was given other groups than it was saved with
+        """
+        router = self.router if isinstance(self.router, str) else "a callable"
+        policy = self.policy
+        built: dict[str, int | str] = dict(
+            n_groups=policy.n_groups, max_groups=policy.max_groups, router=router, n_cells=policy.router.n_cells
+        )
+        for name, saved in self._built_groups.items():
+            if built[name] != saved:
+                raise ValueError(
+                    f"`{name}` of a saved model cannot be changed: it was built with {saved!r}, got {built[name]!r}"
+                )
+        self._built_groups = built
+        self.n_groups, self.max_groups = policy.n_groups, policy.max_groups
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "GroupActorCriticPolicy") -> None:
+        super()._maybe_recommend_cpu(mlp_class_name)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        # the first look at real observations, before any training time is spent
+        first_obs = self._last_obs if self._vec_normalize_env is None else self._vec_normalize_env.get_original_obs()
+        self.policy.router.check(obs_as_tensor(first_obs, self.device))  # type: ignore[arg-type]
+        return total_timesteps, callback
+
+    @property
+    def groups(self) -> list[GroupRecord]:
+        """One record per active group, in the order of the group IDs."""
+        stats = {group: (steps, score, weight) for group, steps, score, weight in self._group_stats}
+        cell_to_group = self.policy.cell_to_group.tolist()
+        return [
+            GroupRecord(group, [c for c, g in enumerate(cell_to_group) if g == group], *stats.get(group, (0, math.nan, 1.0)))
+            for group in sorted(set(cell_to_group))
+        ]
+
+    def train(self) -> None:
+        """Update the policy with the rollout in the buffer."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+
+        rollout, balance = self._compare_groups()
+        weights = th.ones(self.policy.max_groups, device=self.device)
+        weights[balance.groups] = balance.weights.float()
+
+        parameters = list(self.policy.parameters())
+        history: list[UpdateTerms] = []
+        continue_training = True
+        for epoch in range(self.n_epochs):
+            epoch_start = len(history)
+            for batch in rollout.minibatches(self.batch_size):
+                terms = self._update_terms(batch, weights[batch.groups], clip_range, clip_range_vf)
+                history.append(UpdateTerms(*(term.detach() for term in terms)))
+                if self.target_kl is not None and terms.approx_kl > 1.5 * self.target_kl:
+                    continue_training = False
+                    if self.verbose >= 1:
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {terms.approx_kl:.2f}")
+                    break
+                if not terms.loss.isfinite():
+                    raise ValueError(self._describe_nonfinite(batch))
+                self.policy.optimizer.zero_grad()
+                terms.loss.backward()
+                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+                self.policy.optimizer.step()
+            self._n_updates += 1
+            if not continue_training:
+                break
+
+        self._log_update(history, epoch_start, clip_range, clip_range_vf)
+        self._log_groups(balance)
+
+    def _compare_groups(self) -> tuple[GroupRolloutBufferSamples, GroupBalance]:
+        """
+        :return: the rollout as tensors, with groups (and advantages, where they are normalised per
+            group), and how its groups compare
+        """
+        buffer = self.rollout_buffer
+        observations = buffer.samples().observations
+        # all heads are equal until the first update: fitting the router now leaves the policy as it was
+        self.policy.router.fit(observations, self.policy.group_seed)
+        with th.no_grad():
+            buffer.assign_groups(self.policy.groups)
+        rollout = buffer.samples()
+        rewards = buffer.to_torch(buffer.swap_and_flatten(buffer.rewards)).flatten()
+        check_finite(rollout, rewards)
+        rollout, advantage_scale = self._normalize_by_group(rollout)
+        coef = check_group_coef(self._group_coef_schedule(self._current_progress_remaining))
+        scores = rollout.returns if self.group_score == "return" else rewards
+        return rollout, balance_groups(rollout.groups, scores, advantage_scale, coef, self.group_scale)
+
+    def _normalize_by_group(self, rollout: GroupRolloutBufferSamples) -> tuple[GroupRolloutBufferSamples, th.Tensor]:
+        """
+        :return: the rollout, and the divisor of each group's advantages, shape ``(max_groups,)``
+        """
+        advantages, groups = rollout.advantages, rollout.groups
+        if self.normalize_advantage != "group":
+            scale = advantages.std() + 1e-8 if self.normalize_advantage else advantages.new_ones(())
+            return rollout, scale.expand(self.policy.max_groups)
+        steps = groups.bincount(minlength=self.policy.max_groups)
+        scale = group_std(advantages, groups, steps) + 1e-8
+        centred = advantages - group_means(advantages, groups, steps)[groups]
+        return rollout._replace(advantages=centred / scale[groups]), scale
+
+    def _update_terms(
+        self, batch: GroupRolloutBufferSamples, weights: th.Tensor, clip_range: float, clip_range_vf: float | None
+    ) -> UpdateTerms:
+        """
+        PPO's loss, in which each step's surrogate is multiplied by its group's weight: the gradient of
+        ``L_PPO + lambda * L_group`` at the policy that collected the rollout.
+
+        :param weights: weight of each step's group, shape ``(b,)``
+        """
+        actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
+        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, actions, batch.groups)
+        values = values.flatten()
+        advantages = batch.advantages
+        if self.normalize_advantage is True and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+        log_ratio = log_prob - batch.old_log_prob
+        ratio = th.exp(log_ratio)
+        policy_loss = -clipped_surrogate(ratio, advantages * weights, clip_range).mean()
+        if clip_range_vf is not None:
+            values = batch.old_values + th.clamp(values - batch.old_values, -clip_range_vf, clip_range_vf)
+        value_loss = F.mse_loss(batch.returns, values)
+        # without an analytical form the entropy is approximated
+        entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        with th.no_grad():
+            # http://joschu.net/blog/kl-approx.html
+            approx_kl = th.mean((ratio - 1) - log_ratio)
+            clip_fraction = th.mean((th.abs(ratio - 1) > clip_range).float())
+        return UpdateTerms(loss, policy_loss, value_loss, entropy_loss, approx_kl, clip_fraction)
+
+    def _describe_nonfinite(self, batch: GroupRolloutBufferSamples) -> str:
+        """
+        :param batch: a minibatch whose loss is NaN or infinite
+        :return: what to tell the user
+        """
+        with th.no_grad():
+            actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
+            values, log_prob, _ = self.policy.evaluate_actions(batch.observations, actions, batch.groups)
+        groups = batch.groups[~(values.flatten().isfinite() & log_prob.isfinite())].unique().tolist()
+        return (
+            f"the loss is NaN or infinite in groups {groups or batch.groups.unique().tolist()}; "
+            "the update was stopped before the optimizer step. Lower `learning_rate`, or normalise the rewards."
+        )
+
+    def _log_update(
+        self, history: list[UpdateTerms], epoch_start: int, clip_range: float, clip_range_vf: float | None
+    ) -> None:
+        """
+        PPO's tags, unchanged.
+
+        :param history: terms of every minibatch
+        :param epoch_start: index of the first minibatch of the last epoch
+        """
+        columns = UpdateTerms(*(th.stack(column) for column in zip(*history, strict=True)))
+        for name in ("entropy_loss", "policy_gradient_loss", "value_loss"):
+            self.logger.record(f"train/{name}", getattr(columns, name).mean().item())
+        self.logger.record("train/approx_kl", columns.approx_kl[epoch_start:].mean().item())
+        self.logger.record("train/clip_fraction", columns.clip_fraction.mean().item())
+        self.logger.record("train/loss", columns.loss[-1].item())
+        values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+        self.logger.record("train/explained_variance", explained_variance(values, returns))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+
+    def _log_groups(self, balance: GroupBalance) -> None:
+        total = int(balance.steps.sum())
+        columns = (balance.groups, balance.steps, balance.scores, balance.weights)
+        self._group_stats = list(zip(*(column.tolist() for column in columns), strict=True))
+        self.logger.record("groups/penalty", balance.penalty)
+        self.logger.record("groups/eta_squared", balance.eta_squared)
+        self.logger.record("groups/coef_effective", balance.coef)
+        exclude = "stdout" if len(self._group_stats) > MAX_PRINTED_GROUPS else None
+        for group, steps, score, weight in self._group_stats:
+            self.logger.record(f"groups/score_{group}", score, exclude)
+            self.logger.record(f"groups/weight_{group}", weight, exclude)
+            self.logger.record(f"groups/share_{group}", steps / total, exclude)
+
+    def learn(
+        self: SelfGRPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "GRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfGRPO:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """
+    :raises ValueError: if ``value`` is none of ``choices``
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}")
+
+
+def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[float], float]:
+    """
+    :param group_coef: a number, a function of the remaining progress (from 1 to 0), or ``"lin_0.05"``
+    :return: a schedule
+    :raises ValueError: if the number is negative or not finite, now or when the schedule is called
+    """
+    schedule: FloatSchedule
+    try:
+        if isinstance(group_coef, str):
+            kind, start = group_coef.split("_")
+            if kind != "lin":
+                raise ValueError(kind)
+            schedule = FloatSchedule(LinearSchedule(float(start), 0.0, 1.0))
+        else:
+            schedule = FloatSchedule(group_coef)
+        first = schedule(1.0)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f'`group_coef` must be a number, a schedule or a string like "lin_0.05", got {group_coef!r}'
+        ) from error
+    check_group_coef(first)
+    return schedule
+
+
+def check_group_coef(value: float) -> float:
+    """
+    :raises ValueError: if lambda is negative or not finite
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"`group_coef` must be finite and at least 0, got {value}")
+    return value
+
+
+def check_finite(rollout: GroupRolloutBufferSamples, rewards: th.Tensor) -> None:
+    """
+    :raises ValueError: if a reward, an observation or an advantage of the rollout is NaN or infinite
+    """
+    columns = {"rewards": rewards}
+    if isinstance(rollout.observations, dict):
+        columns.update({f"observations {key!r}": values for key, values in rollout.observations.items()})
+    else:
+        columns["observations"] = rollout.observations
+    # last, because the others are its causes
+    columns["advantages"] = rollout.advantages
+    for name, values in columns.items():
+        finite = values.isfinite().flatten(1).all(dim=1) if values.ndim > 1 else values.isfinite()
+        if not finite.all():
+            groups = rollout.groups[~finite].unique().tolist()
+            raise ValueError(
+                f"{name} must be finite, but {int((~finite).sum())} of {len(finite)} steps of the rollout have NaN or "
+                f"infinite values, in groups {groups}; the policy was left as it was"
+            )

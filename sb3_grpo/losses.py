@@ -1,0 +1,190 @@
+"""The mathematics of GRPO as pure functions of tensors; no policy, no algorithm.
+
+Notation: ``B`` steps in a rollout, ``K`` groups with at least one step in it, ``R_i`` the mean score
+of group ``i``, ``n_i`` its number of steps, ``sigma_R`` the fluctuation of the scores over *all* steps,
+``lambda`` the group coefficient, ``s_i`` the divisor that normalises the advantages of group ``i``.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch as th
+
+# Below this fluctuation the scores say nothing about the groups, and the penalty is switched off.
+MIN_SCALE = 1e-8
+
+
+def relative_advantage_matrix(scores: th.Tensor, scale: th.Tensor | float) -> th.Tensor:
+    """
+    Compare every group with every other: ``D_ij = (R_i - R_j) / sigma_R``.
+
+    ``scale`` must be pooled over steps. With the standard deviation of the K means themselves the
+    squared norm of the matrix is ``2 K^2`` whatever the scores: a constant without a signal.
+
+    :param scores: mean score of each group, shape ``(K,)``
+    :param scale: fluctuation of the scores over all steps, same unit as ``scores``, at least 0
+    :return: antisymmetric matrix with zero diagonal, shape ``(K, K)``; all zeros if
+        ``scale`` is below ``MIN_SCALE``
+    :raises ValueError: if ``scores`` is not one-dimensional
+    """
+    if scores.ndim != 1:
+        raise ValueError(f"`scores` must have shape (K,), got {tuple(scores.shape)}")
+    differences = scores.unsqueeze(1) - scores.unsqueeze(0)
+    return differences / scale if scale >= MIN_SCALE else th.zeros_like(differences)
+
+
+def group_penalty(matrix: th.Tensor) -> th.Tensor:
+    """
+    ``L_group = ||M||_F^2 = sum_ij D_ij^2``; for equally large groups ``2 K^2 eta^2``.
+
+    :param matrix: relative advantages, shape ``(K, K)``
+    :return: scalar, at least 0
+    """
+    return matrix.square().sum()
+
+
+def penalty_slope(scores: th.Tensor, scale: th.Tensor | float) -> th.Tensor:
+    """
+    Derivative of the penalty with respect to the groups' scores:
+    ``d L_group / d R_i = 4 K (R_i - mean_j R_j) / sigma_R^2``.
+
+    :param scores: mean score of each group, shape ``(K,)``
+    :param scale: fluctuation of the scores over all steps
+    :return: shape ``(K,)``, sums to 0; positive for groups that are ahead
+    """
+    if scale < MIN_SCALE:
+        return th.zeros_like(scores)
+    return 4 * len(scores) * (scores - scores.mean()) / scale**2
+
+
+def largest_group_coef(slope: th.Tensor, shares: th.Tensor, advantage_scale: th.Tensor) -> float:
+    """
+    The largest lambda at which no group is trained to become worse.
+
+    Group ``i`` enters the objective with the weight ``w_i = share_i / s_i - lambda * slope_i``; this is
+    the lambda at which the first ``w_i`` reaches 0.
+
+    :param slope: derivative of the penalty with respect to each group's score, shape ``(K,)``
+    :param shares: share of the steps that belong to each group, ``n_i / B``, shape ``(K,)``
+    :param advantage_scale: divisor that normalises each group's advantages, shape ``(K,)``
+    :return: at least 0; ``inf`` when no group is ahead of the others
+    """
+    ahead = slope > 0
+    return (shares / (advantage_scale * slope))[ahead].min().item() if ahead.any() else math.inf
+
+
+def group_weights(slope: th.Tensor, shares: th.Tensor, advantage_scale: th.Tensor, coef: float) -> th.Tensor:
+    """
+    Factor on each group's policy-gradient loss that makes its gradient that of ``L_PPO + lambda * L_group``.
+
+    ``w_i / (share_i / s_i) = 1 - lambda * slope_i * s_i / share_i``: 1 is PPO, more than 1 is a group
+    that is behind, less than 1 one that is ahead.
+
+    :param slope: derivative of the penalty with respect to each group's score, shape ``(K,)``
+    :param shares: share of the steps that belong to each group, shape ``(K,)``
+    :param advantage_scale: divisor that normalises each group's advantages, shape ``(K,)``
+    :param coef: lambda, between 0 and :func:`largest_group_coef`
+    :return: shape ``(K,)``, at least 0
+    """
+    return (1 - coef * slope * advantage_scale / shares).clamp(min=0)
+
+
+def score_fluctuation(step_scores: th.Tensor, kind: str) -> th.Tensor:
+    """
+    ``sigma_R``, pooled over all steps of the rollout.
+
+    :param step_scores: score of each step, shape ``(B,)``
+    :param kind: ``"std"`` (population standard deviation) or ``"range"`` (largest minus smallest)
+    :return: scalar, at least 0
+    """
+    if kind == "range":
+        return step_scores.max() - step_scores.min()
+    return step_scores.std(correction=0)
+
+
+class GroupBalance(NamedTuple):
+    """How the groups of one rollout compare; the tensors have one entry per group that has steps in it."""
+
+    groups: th.Tensor  # group IDs, ascending
+    steps: th.Tensor  # n_i
+    scores: th.Tensor  # R_i
+    weights: th.Tensor  # factor on the policy-gradient loss, 1 = PPO
+    penalty: float  # ||M||_F^2
+    eta_squared: float  # share of the score's variance that the groups explain, 0 to 1
+    coef: float  # lambda after the cap
+
+
+def balance_groups(
+    groups: th.Tensor,
+    step_scores: th.Tensor,
+    advantage_scale: th.Tensor,
+    coef: float,
+    scale_kind: str = "std",
+) -> GroupBalance:
+    """
+    Compare the groups of a rollout and weigh them: the worse a group, the larger its update.
+
+    Lambda is capped so that no weight is negative: with a larger one the best group would be made worse
+    on purpose.
+
+    :param groups: group of each step, shape ``(B,)``, integers in ``[0, max_groups)``
+    :param step_scores: score of each step, shape ``(B,)``
+    :param advantage_scale: divisor that normalises the advantages of each group, shape ``(max_groups,)``
+    :param coef: lambda, at least 0
+    :param scale_kind: ``"std"`` or ``"range"``, see :func:`score_fluctuation`
+    """
+    present, member, steps = groups.unique(return_inverse=True, return_counts=True)
+    step_scores = step_scores.double()
+    scores = group_means(step_scores, member, steps)
+    scale = score_fluctuation(step_scores, scale_kind)
+    shares, divisor = steps / len(groups), advantage_scale.double()[present]
+    slope = penalty_slope(scores, scale)
+    coef = min(coef, largest_group_coef(slope, shares, divisor))
+    total = step_scores.var(correction=0)
+    between = (shares * (scores - step_scores.mean()).square()).sum()
+    return GroupBalance(
+        groups=present,
+        steps=steps,
+        scores=scores,
+        weights=group_weights(slope, shares, divisor, coef),
+        penalty=group_penalty(relative_advantage_matrix(scores, scale)).item(),
+        eta_squared=(between / total).item() if total >= MIN_SCALE**2 else 0.0,
+        coef=coef,
+    )
+
+
+def group_means(values: th.Tensor, member: th.Tensor, steps: th.Tensor) -> th.Tensor:
+    """
+    Mean of ``values`` in each group.
+
+    :param values: shape ``(B,)``
+    :param member: group of each step, shape ``(B,)``, integers in ``[0, K)``
+    :param steps: number of steps of each group, shape ``(K,)``; the mean of a group without steps is 0
+    :return: shape ``(K,)``
+    """
+    sums = values.new_zeros(len(steps)).index_add_(0, member, values)
+    return sums / steps.clamp(min=1)
+
+
+def group_std(values: th.Tensor, member: th.Tensor, steps: th.Tensor) -> th.Tensor:
+    """
+    Standard deviation (sample) of ``values`` in each group; arguments as :func:`group_means`.
+
+    :return: shape ``(K,)``; 0 for groups of less than two steps
+    """
+    centred = values - group_means(values, member, steps)[member]
+    sums = values.new_zeros(len(steps)).index_add_(0, member, centred.square())
+    return (sums / (steps - 1).clamp(min=1)).sqrt()
+
+
+def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
+    """
+    ``min(rho A, clip(rho, 1 - eps, 1 + eps) A)`` per step: PPO, eq. 7 of https://arxiv.org/abs/1707.06347.
+
+    :param ratio: probability ratio ``rho`` of new to old policy, shape ``(B,)``
+    :param advantages: shape ``(B,)``
+    :param clip_range: ``eps``, above 0
+    :return: shape ``(B,)``
+    """
+    # the order of the factors is SB3's: parity is exact to the last bit
+    return th.min(advantages * ratio, advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range))

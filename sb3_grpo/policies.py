@@ -1,0 +1,224 @@
+"""SB3's actor-critic policies with one action head and one value head per group."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_grpo.distributions import GroupStateDependentNoiseDistribution, choose_head, repeat_linear
+from sb3_grpo.routing import make_router
+
+
+class GroupActorCriticPolicy(ActorCriticPolicy):
+    """
+    SB3's trunk (features extractor and MLP extractor) and, per group, one head for the action
+    distribution and one for the value. The group of a step is a function of its observation:
+    ``cell_to_group[router(obs)]``.
+
+    The heads stand side by side in the last dimension of ``action_net``, ``value_net`` and ``log_std``, so that
+    all of them cost one matrix product. They start as copies of the head SB3 would make; with one
+    head the parameters, their names and their random numbers are SB3's.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param args: as in SB3's policy
+    :param n_groups: number of groups to start with; ``None``: one per cell, but at most ``max_groups``
+    :param max_groups: number of heads, fixed; ``None``: ``n_groups``
+    :param router: ``"random"``, ``"one_hot"``, ``"discrete"`` or a function of a batch of observations,
+        see :func:`sb3_grpo.routing.make_router`
+    :param router_kwargs: keyword arguments of the router
+    :param group_seed: seed for dealing cells to groups and for the random router
+    :param kwargs: as in SB3's policy
+    :raises ValueError: if the router does not fit the observation space, or the number of groups the cells
+    """
+
+    cell_to_group: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        *args: Any,
+        n_groups: int | None = None,
+        max_groups: int | None = None,
+        router: str | Callable[[PyTorchObs], Any] = "random",
+        router_kwargs: dict[str, Any] | None = None,
+        group_seed: int = 0,
+        **kwargs: Any,
+    ):
+        made_router = make_router(router, observation_space, router_kwargs)
+        n_groups, max_groups = check_group_counts(n_groups, max_groups, made_router.n_cells)
+        self.n_groups, self.max_groups = n_groups, max_groups
+        super().__init__(made_router.visible_space, action_space, lr_schedule, *args, **kwargs)
+        # the trunk was built for what it may see, everybody else hands over whole observations
+        self.observation_space = observation_space
+        self.router = made_router
+        self.register_buffer("cell_to_group", th.as_tensor(deal_cells(made_router.n_cells, n_groups, group_seed)))
+        self.group_seed = group_seed
+        self._group_kwargs = dict(
+            n_groups=n_groups, max_groups=max_groups, router=router, router_kwargs=router_kwargs, group_seed=group_seed
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), **self._group_kwargs}
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        if self.max_groups == 1:
+            return
+        assert isinstance(self.action_net, nn.Linear)
+        self.action_net = repeat_linear(self.action_net, self.max_groups)
+        self.value_net = repeat_linear(self.value_net, self.max_groups)
+        if isinstance(self.action_dist, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
+            heads = [1] * (self.log_std.ndim - 1) + [self.max_groups]
+            self.log_std = nn.Parameter(self.log_std.detach().repeat(heads))
+        if isinstance(self.action_dist, StateDependentNoiseDistribution):
+            assert self.dist_kwargs is not None
+            assert self.action_dist.latent_sde_dim is not None
+            self.action_dist = GroupStateDependentNoiseDistribution(
+                self.max_groups, self.action_dist.action_dim, self.action_dist.latent_sde_dim, **self.dist_kwargs
+            )
+            self.reset_noise()
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def groups(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: batch of ``B`` observations
+        :return: the group of each, shape ``(B,)``
+        """
+        if self.max_groups == 1:
+            first = next(iter(obs.values())) if isinstance(obs, dict) else obs
+            return th.zeros(len(first), dtype=th.long, device=first.device)
+        return self.cell_to_group[self.router(obs)]
+
+    def _latents(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        features = self.extract_features(self.router.visible(obs))
+        if self.share_features_extractor:
+            return self.mlp_extractor(features)
+        pi_features, vf_features = features
+        return self.mlp_extractor.forward_actor(pi_features), self.mlp_extractor.forward_critic(vf_features)
+
+    def _values(self, latent_vf: th.Tensor, groups: th.Tensor) -> th.Tensor:
+        return choose_head(self.value_net(latent_vf), groups, self.max_groups)
+
+    def _distribution(self, latent_pi: th.Tensor, groups: th.Tensor) -> Distribution:
+        outputs = self.action_net(latent_pi)
+        if isinstance(self.action_dist, GroupStateDependentNoiseDistribution):
+            return self.action_dist.proba_distribution(outputs, self.log_std, latent_pi).choose(groups)
+        chosen = choose_head(outputs, groups, self.max_groups)
+        if isinstance(self.action_dist, DiagGaussianDistribution):
+            return self.action_dist.proba_distribution(chosen, choose_head(self.log_std, groups, self.max_groups))
+        if isinstance(self.action_dist, StateDependentNoiseDistribution):
+            return self.action_dist.proba_distribution(chosen, self.log_std, latent_pi)
+        return self.action_dist.proba_distribution(chosen)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        groups = self.groups(obs)
+        latent_pi, latent_vf = self._latents(obs)
+        values = self._values(latent_vf, groups)
+        try:
+            distribution = self._distribution(latent_pi, groups)
+        except ValueError as error:
+            raise ValueError(describe_nonfinite(obs, groups)) from error
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_prob = distribution.log_prob(actions)
+        return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, groups: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        :param obs: batch of ``B`` observations
+        :param actions: shape ``(B, ...)``
+        :param groups: group of each observation, shape ``(B,)``, if it is known already
+        :return: value, log-likelihood of the actions, entropy of the action distribution
+        """
+        if groups is None:
+            groups = self.groups(obs)
+        latent_pi, latent_vf = self._latents(obs)
+        distribution = self._distribution(latent_pi, groups)
+        return self._values(latent_vf, groups), distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        features = BasePolicy.extract_features(self, self.router.visible(obs), self.pi_features_extractor)
+        return self._distribution(self.mlp_extractor.forward_actor(features), self.groups(obs))
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        features = BasePolicy.extract_features(self, self.router.visible(obs), self.vf_features_extractor)
+        return self._values(self.mlp_extractor.forward_critic(features), self.groups(obs))
+
+
+class GroupActorCriticCnnPolicy(GroupActorCriticPolicy, ActorCriticCnnPolicy):
+    """The same for images (``NatureCNN``); parameters as :class:`GroupActorCriticPolicy`."""
+
+
+class GroupMultiInputActorCriticPolicy(GroupActorCriticPolicy, MultiInputActorCriticPolicy):
+    """The same for Dict observations (``CombinedExtractor``); parameters as :class:`GroupActorCriticPolicy`."""
+
+
+def check_group_counts(n_groups: int | None, max_groups: int | None, n_cells: int) -> tuple[int, int]:
+    """
+    :param n_groups: groups to start with; ``None``: one per cell, but at most ``max_groups``
+    :param max_groups: number of heads; ``None``: ``n_groups``
+    :param n_cells: number of cells
+    :return: ``n_groups`` and ``max_groups``
+    :raises ValueError: unless ``1 <= n_groups <= max_groups`` and ``n_groups <= n_cells``
+    """
+    if n_groups is None:
+        n_groups = n_cells if max_groups is None else min(n_cells, max_groups)
+    if max_groups is None:
+        max_groups = n_groups
+    if not 1 <= n_groups <= max_groups:
+        raise ValueError(f"`n_groups` must be between 1 and `max_groups` ({max_groups}), got {n_groups}")
+    if n_groups > n_cells:
+        raise ValueError(f"`n_groups` must be at most the number of cells ({n_cells}), got {n_groups}")
+    return n_groups, max_groups
+
+
+def deal_cells(n_cells: int, n_groups: int, seed: int) -> np.ndarray:
+    """
+    Deal cells to groups at random, as evenly as possible. With one cell per group there is nothing to
+    decide: cell ``c`` is group ``c``.
+
+    :param n_cells: number of cells, at least ``n_groups``
+    :param n_groups: number of groups
+    :param seed: seed of the deal
+    :return: group of each cell, shape ``(n_cells,)``
+    """
+    if n_cells == n_groups:
+        return np.arange(n_cells)
+    return np.random.default_rng(seed).permutation(n_cells) % n_groups
+
+
+def describe_nonfinite(obs: PyTorchObs, groups: th.Tensor) -> str:
+    """
+    :param obs: batch of ``B`` observations for which the policy's output was not finite
+    :param groups: group of each, shape ``(B,)``
+    :return: what to tell the user
+    """
+    entries = obs.values() if isinstance(obs, dict) else [obs]
+    finite = th.stack([entry.isfinite().reshape(len(groups), -1).all(dim=1) for entry in entries]).all(dim=0)
+    if finite.all():
+        return f"the policy's output is NaN or infinite for finite observations (groups {groups.unique().tolist()})"
+    return (
+        f"observations must be finite, but {int((~finite).sum())} of {len(groups)} have NaN or infinite values "
+        f"(environments {(~finite).nonzero().flatten().tolist()}, groups {groups[~finite].unique().tolist()})"
+    )
+
+
+MlpPolicy = GroupActorCriticPolicy
+CnnPolicy = GroupActorCriticCnnPolicy
+MultiInputPolicy = GroupMultiInputActorCriticPolicy

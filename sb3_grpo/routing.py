@@ -1,0 +1,279 @@
+"""Routers: from an observation to its cell, the smallest unit of decisions that can be regrouped."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+# Observations with more dimensions are projected to this many before the random router compares them.
+MAX_DISTANCE_DIM = 32
+
+
+class Router(nn.Module):
+    """
+    Maps a batch of observations to cells; the map never changes once fitted.
+
+    :param observation_space: space of the whole observation
+    :param n_cells: number of cells
+    """
+
+    def __init__(self, observation_space: spaces.Space, n_cells: int):
+        super().__init__()
+        if n_cells < 1:
+            raise ValueError(f"`n_cells` of the router must be at least 1, got {n_cells}")
+        self.observation_space = observation_space
+        self.n_cells = n_cells
+
+    @property
+    def visible_space(self) -> spaces.Space:
+        """The part of the observation space that the policy's trunk sees."""
+        return self.observation_space
+
+    def visible(self, obs: PyTorchObs) -> PyTorchObs:
+        """
+        :param obs: batch of whole observations
+        :return: the part that the policy's trunk sees
+        """
+        return obs
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: batch of ``B`` observations, as the policy receives them
+        :return: cells, shape ``(B,)``, integers in ``[0, n_cells)``
+        """
+        raise NotImplementedError
+
+    def fit(self, obs: PyTorchObs, seed: int) -> None:
+        """
+        Learn the cells from the observations of the first rollout; only the random router has to.
+
+        :param obs: observations of a whole rollout
+        :param seed: seed of the router's own random numbers
+        """
+
+    def check(self, obs: PyTorchObs) -> None:
+        """
+        Look at real observations before training starts.
+
+        :param obs: first observations of the environments, not normalised
+        :raises ValueError: if they cannot be routed
+        """
+        self(obs)
+
+
+class RandomRouter(Router):
+    """
+    Voronoi cells around observations drawn at random from the first rollout, in coordinates
+    standardised by that rollout's mean and standard deviation. Images and observations of more than
+    ``MAX_DISTANCE_DIM`` dimensions are first projected at random (fixed).
+
+    The nearest centre ``c`` maximises ``c x - |c|^2 / 2``, so a fitted router is one affine map and an
+    argmax. Until it is fitted every step belongs to cell 0.
+
+    :param observation_space: space of the whole observation
+    :param n_cells: number of cells
+    """
+
+    weight: th.Tensor
+    bias: th.Tensor
+
+    def __init__(self, observation_space: spaces.Space, n_cells: int = 8):
+        super().__init__(observation_space, n_cells)
+        input_dim = spaces.flatdim(observation_space)
+        self.register_buffer("weight", th.zeros(n_cells, input_dim))
+        self.register_buffer("bias", th.full((n_cells,), -th.inf).index_fill_(0, th.tensor(0), 0.0))
+
+    def _flat(self, obs: PyTorchObs) -> th.Tensor:
+        preprocessed = preprocess_obs(obs, self.observation_space)
+        if not isinstance(preprocessed, dict):
+            return preprocessed.flatten(1)
+        # in the order of the space: the keys of an observation may come in any order
+        return th.cat([preprocessed[key].flatten(1) for key in self.observation_space], dim=1)  # type: ignore[attr-defined]
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        return th.addmm(self.bias, self._flat(obs), self.weight.T).argmax(dim=1)
+
+    def fit(self, obs: PyTorchObs, seed: int) -> None:
+        if self.bias.isfinite().all():
+            return
+        random, flat = np.random.default_rng(seed), self._flat(obs)
+        projection = th.eye(flat.shape[1], device=flat.device)
+        if flat.shape[1] > MAX_DISTANCE_DIM:
+            gaussian = random.standard_normal((flat.shape[1], MAX_DISTANCE_DIM), dtype=np.float32)
+            projection = th.as_tensor(gaussian / np.sqrt(flat.shape[1]), device=flat.device)
+        points = flat @ projection
+        mean, std = points.mean(dim=0), points.std(dim=0, correction=0)
+        # a coordinate that never moves says nothing: leave it out instead of dividing by nothing
+        inverse_std = th.where(std > 1e-6, 1 / std, 0.0)
+        drawn = random.choice(len(points), size=self.n_cells, replace=len(points) < self.n_cells)
+        centres = (points[th.as_tensor(drawn, device=points.device)] - mean) * inverse_std
+        in_points = centres * inverse_std
+        self.weight.copy_(in_points @ projection.T)
+        self.bias.copy_(-0.5 * centres.square().sum(dim=1) - in_points @ mean)
+
+
+class OneHotRouter(Router):
+    """
+    The cell is the hot column of a one-hot block in a flat Box observation.
+
+    :param observation_space: Box with one dimension
+    :param columns: ``(start, stop)`` of the block, as in a Python slice
+    :param hide: keep the block from the policy's trunk
+    """
+
+    def __init__(self, observation_space: spaces.Space, columns: tuple[int, int], hide: bool = False):
+        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+            raise ValueError(f'router="one_hot" needs a Box observation of one dimension, got {observation_space}')
+        width = observation_space.shape[0]
+        if len(columns) != 2 or not 0 <= columns[0] < columns[1] <= width:
+            raise ValueError(
+                f"`columns` must be (start, stop) with 0 <= start < stop <= {width}, "
+                f"the number of columns of the observation; got {tuple(columns)}"
+            )
+        if hide and columns[1] - columns[0] == width:
+            raise ValueError(f"`hide=True` would leave no column: `columns` {tuple(columns)} are the whole observation")
+        super().__init__(observation_space, columns[1] - columns[0])
+        self.columns = slice(*columns)
+        self.hide = hide
+
+    @property
+    def visible_space(self) -> spaces.Space:
+        assert isinstance(self.observation_space, spaces.Box)
+        if not self.hide:
+            return self.observation_space
+        low, high = (np.delete(bound, self.columns) for bound in (self.observation_space.low, self.observation_space.high))
+        return spaces.Box(low, high, dtype=self.observation_space.dtype)
+
+    def visible(self, obs: PyTorchObs) -> PyTorchObs:
+        assert isinstance(obs, th.Tensor)
+        return th.cat([obs[:, : self.columns.start], obs[:, self.columns.stop :]], dim=1) if self.hide else obs
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        assert isinstance(obs, th.Tensor)
+        # the largest entry: VecNormalize moves the ones and zeros, but not past each other
+        return obs[:, self.columns].argmax(dim=1)
+
+    def check(self, obs: PyTorchObs) -> None:
+        assert isinstance(obs, th.Tensor)
+        block = obs[:, self.columns]
+        one_hot = (((block == 0) | (block == 1)).all(dim=1)) & (block.sum(dim=1) == 1)
+        if not one_hot.all():
+            row = block[~one_hot][0].tolist()
+            raise ValueError(
+                f"`columns` {(self.columns.start, self.columns.stop)} must hold a one-hot block (one 1, all others 0), "
+                f"but an observation has {row} there"
+            )
+
+
+class DiscreteRouter(Router):
+    """
+    The cell is the value of a Discrete entry of a Dict observation.
+
+    :param observation_space: Dict
+    :param key: name of the entry
+    :param hide: keep the entry from the policy's trunk
+    """
+
+    def __init__(self, observation_space: spaces.Space, key: str, hide: bool = False):
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(f'router="discrete" needs a Dict observation, got {observation_space}')
+        if key not in observation_space.spaces:
+            raise ValueError(f"`key` must be one of the observation's keys {list(observation_space.spaces)}, got {key!r}")
+        entry = observation_space.spaces[key]
+        if not isinstance(entry, spaces.Discrete) or entry.start != 0:
+            raise ValueError(f"`key` {key!r} must be a Discrete space that starts at 0, got {entry}")
+        if hide and len(observation_space.spaces) == 1:
+            raise ValueError(f"`hide=True` would leave nothing: {key!r} is the only key of the observation")
+        super().__init__(observation_space, int(entry.n))
+        self.key = key
+        self.hide = hide
+
+    @property
+    def visible_space(self) -> spaces.Space:
+        assert isinstance(self.observation_space, spaces.Dict)
+        if not self.hide:
+            return self.observation_space
+        return spaces.Dict({key: space for key, space in self.observation_space.items() if key != self.key})
+
+    def visible(self, obs: PyTorchObs) -> PyTorchObs:
+        assert isinstance(obs, dict)
+        return {key: value for key, value in obs.items() if key != self.key} if self.hide else obs
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        assert isinstance(obs, dict)
+        return obs[self.key].long().flatten()
+
+    def check(self, obs: PyTorchObs) -> None:
+        check_cells(self(obs), len(next(iter(obs.values()))), self.n_cells, f"entry {self.key!r} of the observation")
+
+
+class CallableRouter(Router):
+    """
+    The cell is what a function of the observations says.
+
+    :param observation_space: space of the whole observation
+    :param function: maps a batch of ``B`` observations (tensor, or dict of tensors) to ``B`` cells,
+        a tensor or an array of integers
+    :param n_cells: number of cells
+    """
+
+    def __init__(self, observation_space: spaces.Space, function: Callable[[PyTorchObs], Any], n_cells: int):
+        super().__init__(observation_space, n_cells)
+        self.function = function
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        first = next(iter(obs.values())) if isinstance(obs, dict) else obs
+        cells = th.as_tensor(self.function(obs), device=first.device)
+        check_cells(cells, len(first), self.n_cells, "the router function")
+        return cells.long()
+
+
+def check_cells(cells: th.Tensor, batch: int, n_cells: int, origin: str) -> None:
+    """
+    :param cells: what is to be checked: shape ``(batch,)``, integers in ``[0, n_cells)``
+    :param batch: number of observations
+    :param n_cells: number of cells
+    :param origin: where the cells come from, for the message
+    :raises ValueError: if the cells have another shape, type or range
+    """
+    if cells.shape != (batch,):
+        raise ValueError(f"cells from {origin} must have shape {(batch,)}, got {tuple(cells.shape)}")
+    if cells.is_floating_point() or cells.is_complex():
+        raise ValueError(f"cells from {origin} must be integers, got {cells.dtype}")
+    if batch and not 0 <= (low := int(cells.min())) <= (high := int(cells.max())) < n_cells:
+        raise ValueError(f"cells from {origin} must lie in [0, {n_cells}), got values from {low} to {high}")
+
+
+ROUTERS: dict[str, type[Router]] = {"random": RandomRouter, "one_hot": OneHotRouter, "discrete": DiscreteRouter}
+
+
+def make_router(
+    router: str | Callable[[PyTorchObs], Any],
+    observation_space: spaces.Space,
+    router_kwargs: dict[str, Any] | None = None,
+) -> Router:
+    """
+    :param router: ``"random"``, ``"one_hot"``, ``"discrete"``, or a function of a batch of observations
+    :param observation_space: space of the whole observation
+    :param router_kwargs: keyword arguments of the router
+    :raises ValueError: if the router is unknown, or its arguments do not fit it or the observation space
+    """
+    kwargs = router_kwargs or {}
+    if isinstance(router, str) and router not in ROUTERS:
+        raise ValueError(f"`router` must be one of {list(ROUTERS)} or a callable, got {router!r}")
+    if not isinstance(router, str) and not callable(router):
+        raise ValueError(f"`router` must be one of {list(ROUTERS)} or a callable, got {router!r}")
+    try:
+        if isinstance(router, str):
+            return ROUTERS[router](observation_space, **kwargs)
+        return CallableRouter(observation_space, router, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"`router_kwargs` {kwargs} do not fit router {router!r}: {error}") from error
+
+
+__all__ = ["Router", "make_router"]
