@@ -15,34 +15,35 @@ FOUR_CONTEXTS: tuple[Task, ...] = (
 )
 
 
-class TaskLunarLander(TaskEnv, LunarLander):
+class TaskLunarLander(TaskEnv):
     """
     ``sb3_grpo/TaskLunarLander-v0``: LunarLander in which a task sets ``gravity`` (above -12, below 0),
     ``wind_power`` (0 to 20, 0: no wind), ``turbulence_power`` (0 to 2) and the scale of the rewards (``reward_scale``).
 
     :param tasks: default: plain, low gravity, wind, high gravity with wind
-    :param kwargs: ``task``, ``task_observation``: see :class:`~sb3_grpo.envs.tasks.TaskEnv`; others: of LunarLander
+    :param continuous: continuous actions instead of four discrete ones
+    :param render_mode: ``None``, ``"human"`` or ``"rgb_array"``
+    :param kwargs: ``task``, ``task_observation``: see :class:`~sb3_grpo.envs.tasks.TaskEnv`
     """
 
+    metadata = LunarLander.metadata
     TASK_DEFAULTS: ClassVar[dict[str, Any]] = {
+        **TaskEnv.TASK_DEFAULTS,
         "gravity": -10.0,
         "wind_power": 0.0,
         "turbulence_power": 0.0,
-        "reward_scale": 1.0,
     }
 
-    def __init__(self, tasks: Sequence[Task] = FOUR_CONTEXTS, **kwargs: Any):
-        super().__init__(tasks, **kwargs)
+    def __init__(
+        self, tasks: Sequence[Task] = FOUR_CONTEXTS, render_mode: str | None = None, continuous: bool = False, **kwargs: Any
+    ):
+        self.lander = LunarLander(render_mode=render_mode, continuous=continuous)
+        super().__init__(self.lander, tasks, **kwargs)
         for context in self.tasks:
             if not -12 < context["gravity"] < 0:
                 raise ValueError(f"`gravity` must lie between -12 and 0, got {context['gravity']}")
 
     def _apply_task(self, task: Task) -> None:
-        self.gravity = task["gravity"]
-        self.wind_power, self.turbulence_power = task["wind_power"], task["turbulence_power"]
-        self.enable_wind = task["wind_power"] > 0 or task["turbulence_power"] > 0
-        self.reward_scale = task["reward_scale"]
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = super().step(action)
-        return obs, self.reward_scale * reward, terminated, truncated, info
+        for name in ("gravity", "wind_power", "turbulence_power"):
+            setattr(self.lander, name, task[name])
+        self.lander.enable_wind = task["wind_power"] > 0 or task["turbulence_power"] > 0

@@ -13,28 +13,27 @@ Task = Mapping[str, Any]
 
 class TaskEnv(gym.Env[Any, Any]):
     """
-    Mixin for an environment that plays one of several tasks in each episode. A subclass stands before the
-    environment it extends, and says in :meth:`_apply_task` what a task changes.
+    Plays one of several tasks of an environment in each episode. A subclass says in :meth:`_apply_task` what a
+    task changes.
 
+    :param env: the environment, with a Box observation of one dimension
     :param tasks: the tasks, each a mapping from names in ``TASK_DEFAULTS`` to values
     :param task: ``"random"``: drawn at each reset; a number: always this task
     :param task_observation: how the task is shown: ``"one_hot"`` appends columns to the observation, ``"dict"``
         gives ``{"obs": observation, "task": number}``, ``None`` does not show it
-    :param kwargs: of the environment
     :raises ValueError: for unknown names in a task, or a task that does not exist
     """
 
     # Everything a task may set, with the values of the plain environment
-    TASK_DEFAULTS: ClassVar[dict[str, Any]]
+    TASK_DEFAULTS: ClassVar[dict[str, Any]] = {"reward_scale": 1.0}
 
     def __init__(
         self,
+        env: gym.Env[Any, Any],
         tasks: Sequence[Task],
         task: int | Literal["random"] = "random",
         task_observation: Literal["one_hot", "dict"] | None = "one_hot",
-        **kwargs: Any,
     ):
-        super().__init__(**kwargs)
         if not tasks:
             raise ValueError("`tasks` must hold at least one task, got none")
         for values in tasks:
@@ -44,7 +43,11 @@ class TaskEnv(gym.Env[Any, Any]):
             raise ValueError(f'`task_observation` must be "one_hot", "dict" or None, got {task_observation!r}')
         self.tasks = [{**self.TASK_DEFAULTS, **values} for values in tasks]
         self.task_observation = task_observation
-        self.observation_space = self._task_space(self.observation_space)
+        self.env = env
+        self.action_space = env.action_space
+        self.observation_space = self._task_space(env.observation_space)
+        self.render_mode = env.render_mode
+        self._task_random = np.random.default_rng()
         self._task_probabilities = np.full(self.n_tasks, 1 / self.n_tasks)
         self.set_task(task)
 
@@ -83,17 +86,26 @@ class TaskEnv(gym.Env[Any, Any]):
         self._task_probabilities = given / given.sum()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        # seeds the generator before it draws the task; the environment's own reset then goes on with it
-        gym.Env.reset(self, seed=seed)
-        drawn = int(self.np_random.choice(self.n_tasks, p=self._task_probabilities))
+        super().reset(seed=seed)
+        if seed is not None:
+            # a generator of its own: the environment's random numbers do not depend on how tasks are drawn
+            self._task_random = np.random.default_rng(seed)
+        drawn = int(self._task_random.choice(self.n_tasks, p=self._task_probabilities))
         self.task = drawn if self.task_choice == "random" else int(self.task_choice)
         self._apply_task(self.tasks[self.task])
-        obs, info = super().reset(options=options)
+        obs, info = self.env.reset(seed=seed, options=options)
         return self._with_task(obs), {**info, "task": self.task}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = super().step(action)
-        return self._with_task(obs), float(reward), terminated, truncated, {**info, "task": self.task}
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        reward = self.tasks[self.task]["reward_scale"] * float(reward)
+        return self._with_task(obs), reward, terminated, truncated, {**info, "task": self.task}
+
+    def render(self) -> Any:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()
 
     def _apply_task(self, task: Task) -> None:
         """
