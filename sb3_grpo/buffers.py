@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 
 class GroupRolloutBufferSamples(NamedTuple):
-    """SB3's samples plus ``groups``, the group of each step, shape ``(B,)``."""
+    """SB3's samples plus two entries per step, each of shape ``(B,)``."""
 
     observations: PyTorchObs
     actions: th.Tensor
@@ -18,19 +18,8 @@ class GroupRolloutBufferSamples(NamedTuple):
     old_log_prob: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
-    groups: th.Tensor
-
-    def take(self, indices: th.Tensor) -> "GroupRolloutBufferSamples":
-        """
-        :param indices: steps to take, shape ``(b,)``
-        :return: the samples of these steps
-        """
-        observations, *others = self
-        if isinstance(observations, dict):
-            taken: PyTorchObs = {key: value[indices] for key, value in observations.items()}
-        else:
-            taken = observations[indices]
-        return GroupRolloutBufferSamples(taken, *(field[indices] for field in others))
+    groups: th.Tensor  # group of the step
+    weights: th.Tensor  # factor on the step's policy-gradient loss, 1 = PPO
 
     def minibatches(self, batch_size: int) -> Generator["GroupRolloutBufferSamples", None, None]:
         """
@@ -39,13 +28,19 @@ class GroupRolloutBufferSamples(NamedTuple):
         :param batch_size: samples per minibatch; the last one may have fewer
         """
         permutation = th.as_tensor(np.random.permutation(len(self.groups)), device=self.groups.device)
-        for indices in permutation.split(batch_size):
-            yield self.take(indices)
+        # observations can be large: they are not copied as a whole
+        chunks = [permutation.split(batch_size), *(field[permutation].split(batch_size) for field in self[1:])]
+        for indices, *fields in zip(*chunks, strict=True):
+            if isinstance(self.observations, dict):
+                observations: PyTorchObs = {key: value[indices] for key, value in self.observations.items()}
+            else:
+                observations = self.observations[indices]
+            yield GroupRolloutBufferSamples(observations, *fields)
 
 
 class _GroupBufferMixin(RolloutBuffer):
     """
-    Adds ``groups`` to the samples, and makes whole-rollout tensors once a rollout (they share the
+    Adds groups and weights to the samples, and makes whole-rollout tensors once a rollout (they share the
     buffer's memory on the CPU), so that a minibatch is one index operation per field.
     """
 
@@ -69,7 +64,8 @@ class _GroupBufferMixin(RolloutBuffer):
                 raise RuntimeError(f"the rollout is not complete: {self.pos} of {self.buffer_size} steps")
             self._flatten()
             samples = super()._get_samples(slice(None))  # type: ignore[arg-type]
-            self._samples = GroupRolloutBufferSamples(*samples, groups=th.zeros_like(samples.returns, dtype=th.long))
+            groups, weights = th.zeros_like(samples.returns, dtype=th.long), th.ones_like(samples.returns)
+            self._samples = GroupRolloutBufferSamples(*samples, groups=groups, weights=weights)
         return self._samples
 
     def _flatten(self) -> None:

@@ -1,29 +1,45 @@
-"""Choosing each step's own head, and gSDE with one noise matrix per group."""
+"""
+Action distributions as functions of the heads' outputs, for all action spaces that PPO knows.
 
+The formulas and their order are those of ``torch.distributions`` under SB3, so that results agree to the
+last bit; what is left out are the objects and their validation, which cost more than the arithmetic.
+"""
+
+import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from torch import nn
 from torch.distributions import Normal
+from torch.nn import functional as F
 
 
-def choose_head(outputs: th.Tensor, groups: th.Tensor, n_heads: int) -> th.Tensor:
+def head_rows(groups: th.Tensor, n_heads: int) -> th.Tensor | None:
+    """
+    :param groups: group of each step, shape ``(B,)``
+    :param n_heads: number of heads
+    :return: rows for :func:`choose_head`, shape ``(B,)``; ``None`` when there is nothing to choose
+    """
+    if n_heads == 1:
+        return None
+    return groups + th.arange(0, len(groups) * n_heads, n_heads, device=groups.device)
+
+
+def choose_head(outputs: th.Tensor, rows: th.Tensor | None, n_heads: int) -> th.Tensor:
     """
     From the outputs of all heads keep those of each step's own group.
 
-    :param outputs: heads side by side in the last dimension, shape ``(B, n_heads * n)``, or ``(n_heads * n,)``
-        where the heads do not depend on the step
-    :param groups: group of each step, shape ``(B,)``
+    :param outputs: heads side by side in the last dimension, shape ``(B, n_heads * n)``
+    :param rows: from :func:`head_rows`
     :param n_heads: number of heads
-    :return: shape ``(B, n)``; ``outputs`` itself when there is one head
+    :return: shape ``(B, n)``
     """
-    if n_heads == 1:
+    if rows is None:
         return outputs
-    heads = outputs.unflatten(-1, (n_heads, -1))
-    if outputs.ndim == 1:
-        return heads[groups]
-    return th.take_along_dim(heads, groups.view(-1, 1, 1), dim=1).squeeze(1)
+    return outputs.view(len(outputs) * n_heads, -1).index_select(0, rows)
 
 
 def repeat_linear(layer: nn.Linear, n_heads: int) -> nn.Linear:
@@ -32,13 +48,175 @@ def repeat_linear(layer: nn.Linear, n_heads: int) -> nn.Linear:
     :param n_heads: number of heads
     :return: a layer with ``n_heads`` copies of the head side by side
     """
-    repeated = nn.utils.skip_init(
-        nn.Linear, layer.in_features, n_heads * layer.out_features, bias=layer.bias is not None, device=layer.weight.device
-    )
-    repeated.load_state_dict(
-        {name: value.repeat(n_heads, *[1] * (value.ndim - 1)) for name, value in layer.state_dict().items()}
-    )
+    repeated = nn.utils.skip_init(nn.Linear, layer.in_features, n_heads * layer.out_features, device=layer.weight.device)
+    copies = {name: value.repeat(n_heads, *[1] * (value.ndim - 1)) for name, value in layer.state_dict().items()}
+    repeated.load_state_dict(copies)
     return repeated
+
+
+class ActionFamily(ABC):
+    """
+    A family of action distributions; its ``params`` hold one distribution per step.
+    """
+
+    @abstractmethod
+    def params(self, outputs: th.Tensor, log_std: th.Tensor | None) -> Any:
+        """
+        :param outputs: of each step's own action head, shape ``(B, n)``
+        :param log_std: of each step's own head, shape ``(n,)`` or ``(B, n)``; only for Box actions
+        :return: what the other methods take
+        """
+
+    @abstractmethod
+    def sample(self, params: Any) -> th.Tensor:
+        """
+        :param params: distribution of each step
+        :return: actions
+        """
+
+    @abstractmethod
+    def mode(self, params: Any) -> th.Tensor:
+        """
+        :param params: distribution of each step
+        :return: the most likely actions
+        """
+
+    @abstractmethod
+    def log_prob(self, params: Any, actions: th.Tensor) -> th.Tensor:
+        """
+        :param params: distribution of each step
+        :param actions: one of each step
+        :return: log-likelihoods, shape ``(B,)``
+        """
+
+    @abstractmethod
+    def entropy(self, params: Any) -> th.Tensor | None:
+        """
+        :param params: distribution of each step
+        :return: entropies in nats, shape ``(B,)``; ``None`` if no analytical form is known
+        """
+
+
+class CategoricalFamily(ActionFamily):
+    """Discrete actions; ``params`` are log-probabilities, shape ``(B, n)``."""
+
+    def params(self, outputs: th.Tensor, log_std: th.Tensor | None = None) -> th.Tensor:
+        return outputs - outputs.logsumexp(dim=-1, keepdim=True)
+
+    def sample(self, params: th.Tensor) -> th.Tensor:
+        return th.multinomial(params.softmax(dim=-1), 1, replacement=True).squeeze(-1)
+
+    def mode(self, params: th.Tensor) -> th.Tensor:
+        return params.argmax(dim=-1)
+
+    def log_prob(self, params: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        return params.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, params: th.Tensor) -> th.Tensor:
+        return -(params * params.softmax(dim=-1)).sum(dim=-1)
+
+
+class MultiCategoricalFamily(ActionFamily):
+    """
+    MultiDiscrete actions: independent categorical variables; ``params`` are a list of log-probabilities.
+
+    :param sizes: number of values of each variable
+    """
+
+    def __init__(self, sizes: list[int]):
+        self.sizes = sizes
+        self._one = CategoricalFamily()
+
+    def params(self, outputs: th.Tensor, log_std: th.Tensor | None = None) -> list[th.Tensor]:
+        return [self._one.params(part) for part in outputs.split(self.sizes, dim=1)]
+
+    def sample(self, params: list[th.Tensor]) -> th.Tensor:
+        return th.stack([self._one.sample(part) for part in params], dim=1)
+
+    def mode(self, params: list[th.Tensor]) -> th.Tensor:
+        return th.stack([self._one.mode(part) for part in params], dim=1)
+
+    def log_prob(self, params: list[th.Tensor], actions: th.Tensor) -> th.Tensor:
+        pairs = zip(params, actions.unbind(dim=1), strict=True)
+        return th.stack([self._one.log_prob(part, action) for part, action in pairs], dim=1).sum(dim=1)
+
+    def entropy(self, params: list[th.Tensor]) -> th.Tensor:
+        return th.stack([self._one.entropy(part) for part in params], dim=1).sum(dim=1)
+
+
+class BernoulliFamily(ActionFamily):
+    """MultiBinary actions; ``params`` are logits, shape ``(B, n)``."""
+
+    def params(self, outputs: th.Tensor, log_std: th.Tensor | None = None) -> th.Tensor:
+        return outputs
+
+    def sample(self, params: th.Tensor) -> th.Tensor:
+        return th.bernoulli(params.sigmoid())
+
+    def mode(self, params: th.Tensor) -> th.Tensor:
+        return params.sigmoid().round()
+
+    def log_prob(self, params: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        return -F.binary_cross_entropy_with_logits(params, actions, reduction="none").sum(dim=1)
+
+    def entropy(self, params: th.Tensor) -> th.Tensor:
+        return F.binary_cross_entropy_with_logits(params, params.sigmoid(), reduction="none").sum(dim=1)
+
+
+class GaussianFamily(ActionFamily):
+    """Box actions with independent dimensions; ``params`` are means and standard deviations, each ``(B, n)``."""
+
+    def params(self, outputs: th.Tensor, log_std: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
+        assert log_std is not None
+        return outputs, log_std.exp().expand_as(outputs)
+
+    def sample(self, params: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
+        mean, std = params
+        return mean + th.empty_like(mean).normal_() * std
+
+    def mode(self, params: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
+        return params[0]
+
+    def log_prob(self, params: tuple[th.Tensor, th.Tensor], actions: th.Tensor) -> th.Tensor:
+        mean, std = params
+        log_prob = -((actions - mean) ** 2) / (2 * std**2) - std.log() - math.log(math.sqrt(2 * math.pi))
+        return log_prob.sum(dim=1)
+
+    def entropy(self, params: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
+        return (0.5 + 0.5 * math.log(2 * math.pi) + params[1].log()).sum(dim=1)
+
+
+class DistributionFamily(ActionFamily):
+    """What has state of its own (gSDE's noise matrices) stays an SB3 distribution: ``params`` are that object."""
+
+    def params(self, outputs: Any, log_std: th.Tensor | None = None) -> Distribution:
+        return outputs
+
+    def sample(self, params: Distribution) -> th.Tensor:
+        return params.sample()
+
+    def mode(self, params: Distribution) -> th.Tensor:
+        return params.mode()
+
+    def log_prob(self, params: Distribution, actions: th.Tensor) -> th.Tensor:
+        return params.log_prob(actions)
+
+    def entropy(self, params: Distribution) -> th.Tensor | None:
+        return params.entropy()
+
+
+def make_action_family(action_space: spaces.Space, use_sde: bool) -> ActionFamily:
+    """
+    :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
+    :param use_sde: gSDE instead of independent Gaussian noise
+    """
+    if use_sde:
+        return DistributionFamily()
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return MultiCategoricalFamily(action_space.nvec.tolist())
+    if isinstance(action_space, spaces.MultiBinary):
+        return BernoulliFamily()
+    return CategoricalFamily() if isinstance(action_space, spaces.Discrete) else GaussianFamily()
 
 
 class GroupStateDependentNoiseDistribution(StateDependentNoiseDistribution):
@@ -59,21 +237,21 @@ class GroupStateDependentNoiseDistribution(StateDependentNoiseDistribution):
         super().__init__(n_heads * action_dim, **kwargs)
         self.n_heads = n_heads
         self.latent_sde_dim = latent_sde_dim
-        self._groups: th.Tensor
+        self._rows: th.Tensor | None = None
 
     def get_std(self, log_std: th.Tensor) -> th.Tensor:
         # without full_std a head has one column for all its actions
         columns = self.action_dim // log_std.shape[1]
         return super().get_std(log_std.repeat_interleave(columns, dim=1))
 
-    def choose(self, groups: th.Tensor) -> "GroupStateDependentNoiseDistribution":
+    def choose(self, rows: th.Tensor | None) -> "GroupStateDependentNoiseDistribution":
         """
-        :param groups: group of each step, shape ``(B,)``
+        :param rows: from :func:`head_rows`
         """
-        self._groups = groups
-        mean, std = (choose_head(x, groups, self.n_heads) for x in (self.distribution.mean, self.distribution.stddev))
+        self._rows = rows
+        mean, std = (choose_head(x, rows, self.n_heads) for x in (self.distribution.mean, self.distribution.stddev))
         self.distribution = Normal(mean, std)
         return self
 
     def get_noise(self, latent_sde: th.Tensor) -> th.Tensor:
-        return choose_head(super().get_noise(latent_sde), self._groups, self.n_heads)
+        return choose_head(super().get_noise(latent_sde), self._rows, self.n_heads)

@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
+from torch import nn
 from torch.nn import functional as F
 
 from sb3_grpo.buffers import GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
@@ -35,14 +36,13 @@ class GroupRecord(NamedTuple):
 
 
 class UpdateTerms(NamedTuple):
-    """What one minibatch is judged by; scalars. ``loss`` carries the gradient."""
+    """What one minibatch of ``b`` steps is judged by."""
 
-    loss: th.Tensor
-    policy_gradient_loss: th.Tensor
-    value_loss: th.Tensor
-    entropy_loss: th.Tensor
-    approx_kl: th.Tensor
-    clip_fraction: th.Tensor
+    loss: th.Tensor  # scalar
+    policy_loss: th.Tensor  # scalar
+    value_loss: th.Tensor  # scalar
+    entropy_loss: th.Tensor  # scalar
+    log_ratio: th.Tensor  # log-probability of the actions, new minus old, shape (b,)
 
 
 class GRPO(PPO):
@@ -280,8 +280,6 @@ class GRPO(PPO):
         clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
 
         rollout, balance = self._compare_groups()
-        weights = th.ones(self.policy.max_groups, device=self.device)
-        weights[balance.groups] = balance.weights.float()
 
         parameters = list(self.policy.parameters())
         history: list[UpdateTerms] = []
@@ -289,19 +287,16 @@ class GRPO(PPO):
         for epoch in range(self.n_epochs):
             epoch_start = len(history)
             for batch in rollout.minibatches(self.batch_size):
-                terms = self._update_terms(batch, weights[batch.groups], clip_range, clip_range_vf)
+                terms = self._update_terms(batch, clip_range, clip_range_vf)
                 history.append(UpdateTerms(*(term.detach() for term in terms)))
-                if self.target_kl is not None and terms.approx_kl > 1.5 * self.target_kl:
+                if self.target_kl is not None and (kl := approx_kl(history[-1].log_ratio)) > 1.5 * self.target_kl:
                     continue_training = False
                     if self.verbose >= 1:
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {terms.approx_kl:.2f}")
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
                     break
-                if not terms.loss.isfinite():
+                if not math.isfinite(history[-1].loss):
                     raise ValueError(self._describe_nonfinite(batch))
-                self.policy.optimizer.zero_grad()
-                terms.loss.backward()
-                th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-                self.policy.optimizer.step()
+                self._optimizer_step(terms.loss, parameters)
             self._n_updates += 1
             if not continue_training:
                 break
@@ -309,9 +304,18 @@ class GRPO(PPO):
         self._log_update(history, epoch_start, clip_range, clip_range_vf)
         self._log_groups(balance)
 
+    def _optimizer_step(self, loss: th.Tensor, parameters: list[nn.Parameter]) -> None:
+        # as zero_grad(), backward() and clip_grad_norm_(), without their bookkeeping
+        for parameter, gradient in zip(parameters, th.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+            parameter.grad = gradient
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        total_norm = th.linalg.vector_norm(th.stack(th._foreach_norm(gradients)))
+        th._foreach_mul_(gradients, th.clamp(self.max_grad_norm / (total_norm + 1e-6), max=1.0))
+        self.policy.optimizer.step()
+
     def _compare_groups(self) -> tuple[GroupRolloutBufferSamples, GroupBalance]:
         """
-        :return: the rollout as tensors, with groups (and advantages, where they are normalised per
+        :return: the rollout as tensors, with groups, weights (and advantages, where they are normalised per
             group), and how its groups compare
         """
         buffer = self.rollout_buffer
@@ -326,7 +330,10 @@ class GRPO(PPO):
         rollout, advantage_scale = self._normalize_by_group(rollout)
         coef = check_group_coef(self._group_coef_schedule(self._current_progress_remaining))
         scores = rollout.returns if self.group_score == "return" else rewards
-        return rollout, balance_groups(rollout.groups, scores, advantage_scale, coef, self.group_scale)
+        balance = balance_groups(rollout.groups, scores, advantage_scale, coef, self.group_scale)
+        weights = th.ones(self.policy.max_groups, device=self.device)
+        weights[balance.groups] = balance.weights.float()
+        return rollout._replace(weights=weights[rollout.groups]), balance
 
     def _normalize_by_group(self, rollout: GroupRolloutBufferSamples) -> tuple[GroupRolloutBufferSamples, th.Tensor]:
         """
@@ -341,14 +348,10 @@ class GRPO(PPO):
         centred = advantages - group_means(advantages, groups, steps)[groups]
         return rollout._replace(advantages=centred / scale[groups]), scale
 
-    def _update_terms(
-        self, batch: GroupRolloutBufferSamples, weights: th.Tensor, clip_range: float, clip_range_vf: float | None
-    ) -> UpdateTerms:
+    def _update_terms(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
         """
         PPO's loss, in which each step's surrogate is multiplied by its group's weight: the gradient of
         ``L_PPO + lambda * L_group`` at the policy that collected the rollout.
-
-        :param weights: weight of each step's group, shape ``(b,)``
         """
         actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
         values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, actions, batch.groups)
@@ -358,19 +361,16 @@ class GRPO(PPO):
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
         log_ratio = log_prob - batch.old_log_prob
-        ratio = th.exp(log_ratio)
-        policy_loss = -clipped_surrogate(ratio, advantages * weights, clip_range).mean()
+        policy_loss = -clipped_surrogate(log_ratio.exp(), advantages * batch.weights, clip_range).mean()
         if clip_range_vf is not None:
             values = batch.old_values + th.clamp(values - batch.old_values, -clip_range_vf, clip_range_vf)
         value_loss = F.mse_loss(batch.returns, values)
         # without an analytical form the entropy is approximated
         entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-        with th.no_grad():
-            # http://joschu.net/blog/kl-approx.html
-            approx_kl = th.mean((ratio - 1) - log_ratio)
-            clip_fraction = th.mean((th.abs(ratio - 1) > clip_range).float())
-        return UpdateTerms(loss, policy_loss, value_loss, entropy_loss, approx_kl, clip_fraction)
+        loss = policy_loss + self.vf_coef * value_loss
+        if self.ent_coef != 0:
+            loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        return UpdateTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio)
 
     def _describe_nonfinite(self, batch: GroupRolloutBufferSamples) -> str:
         """
@@ -395,12 +395,18 @@ class GRPO(PPO):
         :param history: terms of every minibatch
         :param epoch_start: index of the first minibatch of the last epoch
         """
-        columns = UpdateTerms(*(th.stack(column) for column in zip(*history, strict=True)))
-        for name in ("entropy_loss", "policy_gradient_loss", "value_loss"):
-            self.logger.record(f"train/{name}", getattr(columns, name).mean().item())
-        self.logger.record("train/approx_kl", columns.approx_kl[epoch_start:].mean().item())
-        self.logger.record("train/clip_fraction", columns.clip_fraction.mean().item())
-        self.logger.record("train/loss", columns.loss[-1].item())
+
+        def mean_of(name: str) -> float:
+            return th.stack([getattr(terms, name) for terms in history]).mean().item()
+
+        self.logger.record("train/entropy_loss", mean_of("entropy_loss"))
+        self.logger.record("train/policy_gradient_loss", mean_of("policy_loss"))
+        self.logger.record("train/value_loss", mean_of("value_loss"))
+        last_epoch = th.cat([terms.log_ratio for terms in history[epoch_start:]])
+        self.logger.record("train/approx_kl", approx_kl(last_epoch).item())
+        clipped = (th.cat([terms.log_ratio for terms in history]).exp() - 1).abs() > clip_range
+        self.logger.record("train/clip_fraction", clipped.float().mean().item())
+        self.logger.record("train/loss", history[-1].loss.item())
         values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         if hasattr(self.policy, "log_std"):
@@ -433,6 +439,17 @@ class GRPO(PPO):
         progress_bar: bool = False,
     ) -> SelfGRPO:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def approx_kl(log_ratio: th.Tensor) -> th.Tensor:
+    """
+    ``mean(rho - 1 - log rho)``, an unbiased estimate of KL(old || new) with low variance:
+    http://joschu.net/blog/kl-approx.html
+
+    :param log_ratio: ``log rho`` of each step, shape ``(b,)``
+    :return: scalar, nats
+    """
+    return (log_ratio.exp() - 1 - log_ratio).mean()
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

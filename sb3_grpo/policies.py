@@ -1,12 +1,18 @@
 """SB3's actor-critic policies with one action head and one value head per group."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.distributions import (
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
@@ -16,7 +22,13 @@ from stable_baselines3.common.policies import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_grpo.distributions import GroupStateDependentNoiseDistribution, choose_head, repeat_linear
+from sb3_grpo.distributions import (
+    GroupStateDependentNoiseDistribution,
+    choose_head,
+    head_rows,
+    make_action_family,
+    repeat_linear,
+)
 from sb3_grpo.routing import make_router
 
 
@@ -77,6 +89,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        self.action_family = make_action_family(self.action_space, self.use_sde)
         if self.max_groups == 1:
             return
         assert isinstance(self.action_net, nn.Linear)
@@ -92,6 +105,9 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
                 self.max_groups, self.action_dist.action_dim, self.action_dist.latent_sde_dim, **self.dist_kwargs
             )
             self.reset_noise()
+        if self.optimizer_class is th.optim.Adam:
+            # one kernel for all parameters; with one head the optimizer stays SB3's, to the last bit
+            self.optimizer_kwargs = {"fused": True, **self.optimizer_kwargs}
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def groups(self, obs: PyTorchObs) -> th.Tensor:
@@ -111,30 +127,33 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         pi_features, vf_features = features
         return self.mlp_extractor.forward_actor(pi_features), self.mlp_extractor.forward_critic(vf_features)
 
-    def _values(self, latent_vf: th.Tensor, groups: th.Tensor) -> th.Tensor:
-        return choose_head(self.value_net(latent_vf), groups, self.max_groups)
-
-    def _distribution(self, latent_pi: th.Tensor, groups: th.Tensor) -> Distribution:
+    def _action_params(self, latent_pi: th.Tensor, groups: th.Tensor, rows: th.Tensor | None) -> Any:
         outputs = self.action_net(latent_pi)
-        if isinstance(self.action_dist, GroupStateDependentNoiseDistribution):
-            return self.action_dist.proba_distribution(outputs, self.log_std, latent_pi).choose(groups)
-        chosen = choose_head(outputs, groups, self.max_groups)
-        if isinstance(self.action_dist, DiagGaussianDistribution):
-            return self.action_dist.proba_distribution(chosen, choose_head(self.log_std, groups, self.max_groups))
-        if isinstance(self.action_dist, StateDependentNoiseDistribution):
-            return self.action_dist.proba_distribution(chosen, self.log_std, latent_pi)
-        return self.action_dist.proba_distribution(chosen)
+        if self.use_sde:
+            return self._sde_distribution(outputs, latent_pi, rows)
+        log_std = getattr(self, "log_std", None)
+        if log_std is not None and rows is not None:
+            log_std = log_std.view(self.max_groups, -1).index_select(0, groups)
+        return self.action_family.params(choose_head(outputs, rows, self.max_groups), log_std)
+
+    def _sde_distribution(self, outputs: th.Tensor, latent_pi: th.Tensor, rows: th.Tensor | None) -> Distribution:
+        assert isinstance(self.action_dist, StateDependentNoiseDistribution)
+        distribution = self.action_dist.proba_distribution(outputs, self.log_std, latent_pi)
+        if isinstance(distribution, GroupStateDependentNoiseDistribution):
+            distribution.choose(rows)
+        return distribution
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         groups = self.groups(obs)
+        rows = head_rows(groups, self.max_groups)
         latent_pi, latent_vf = self._latents(obs)
-        values = self._values(latent_vf, groups)
-        try:
-            distribution = self._distribution(latent_pi, groups)
-        except ValueError as error:
-            raise ValueError(describe_nonfinite(obs, groups)) from error
-        actions = distribution.get_actions(deterministic=deterministic)
-        log_prob = distribution.log_prob(actions)
+        values = choose_head(self.value_net(latent_vf), rows, self.max_groups)
+        # one number to look at; anything that is not finite makes it so
+        if not math.isfinite(values.sum()):
+            raise ValueError(describe_nonfinite(obs, groups))
+        params = self._action_params(latent_pi, groups, rows)
+        actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
+        log_prob = self.action_family.log_prob(params, actions)
         return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
 
     def evaluate_actions(
@@ -146,19 +165,36 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         :param groups: group of each observation, shape ``(B,)``, if it is known already
         :return: value, log-likelihood of the actions, entropy of the action distribution
         """
-        if groups is None:
-            groups = self.groups(obs)
+        groups = self.groups(obs) if groups is None else groups
+        rows = head_rows(groups, self.max_groups)
         latent_pi, latent_vf = self._latents(obs)
-        distribution = self._distribution(latent_pi, groups)
-        return self._values(latent_vf, groups), distribution.log_prob(actions), distribution.entropy()
+        params = self._action_params(latent_pi, groups, rows)
+        values = choose_head(self.value_net(latent_vf), rows, self.max_groups)
+        return values, self.action_family.log_prob(params, actions), self.action_family.entropy(params)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        params = self._params(observation)
+        return self.action_family.mode(params) if deterministic else self.action_family.sample(params)
+
+    def _params(self, obs: PyTorchObs) -> Any:
+        features = BasePolicy.extract_features(self, self.router.visible(obs), self.pi_features_extractor)
+        groups = self.groups(obs)
+        rows = head_rows(groups, self.max_groups)
+        return self._action_params(self.mlp_extractor.forward_actor(features), groups, rows)
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        features = BasePolicy.extract_features(self, self.router.visible(obs), self.pi_features_extractor)
-        return self._distribution(self.mlp_extractor.forward_actor(features), self.groups(obs))
+        params = self._params(obs)
+        if isinstance(self.action_dist, MultiCategoricalDistribution):
+            return self.action_dist.proba_distribution(th.cat(params, dim=1))
+        if isinstance(self.action_dist, DiagGaussianDistribution):
+            mean, std = params
+            return self.action_dist.proba_distribution(mean, std.log())
+        return params if self.use_sde else self.action_dist.proba_distribution(params)
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         features = BasePolicy.extract_features(self, self.router.visible(obs), self.vf_features_extractor)
-        return self._values(self.mlp_extractor.forward_critic(features), self.groups(obs))
+        rows = head_rows(self.groups(obs), self.max_groups)
+        return choose_head(self.value_net(self.mlp_extractor.forward_critic(features)), rows, self.max_groups)
 
 
 class GroupActorCriticCnnPolicy(GroupActorCriticPolicy, ActorCriticCnnPolicy):

@@ -1,0 +1,89 @@
+"""What the benchmarks share: resumable sweeps with one result row per run, and statistics over seeds."""
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from joblib import Parallel, delayed
+from scipy import stats
+from tqdm.auto import tqdm
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("sb3-grpo", "stable-baselines3", "torch", "gymnasium", "numpy")
+
+Run = dict[str, Any]
+
+
+def sweep(function: Callable[..., dict[str, Any]], runs: Iterable[Run], path: Path, jobs: int = 2) -> list[dict[str, Any]]:
+    """
+    Call ``function(**run)`` for every run whose row is not yet in the file, and append each row as soon as its
+    run has ended: a sweep that was cut goes on where it stopped.
+
+    :param function: one run; returns what was measured
+    :param runs: keyword arguments of each run (plain JSON values)
+    :param path: file of rows ``{"run": ..., "result": ..., "seconds": ..., "versions": ...}``
+    :param jobs: number of processes
+    :return: the rows of all runs, in their order
+    """
+    wanted = [json.loads(json.dumps(run)) for run in runs]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = read_rows(path)
+    missing = [run for run in wanted if run not in [row["run"] for row in done]]
+    rows = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_one_run)(function, run) for run in missing)
+    for row in tqdm(rows, total=len(missing), desc=path.stem, disable=not missing):
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        done.append(row)
+    return [next(row for row in done if row["run"] == run) for run in wanted]
+
+
+def _one_run(function: Callable[..., dict[str, Any]], run: Run) -> dict[str, Any]:
+    # several processes on few cores are faster with one thread each
+    th.set_num_threads(1)
+    start = time.perf_counter()
+    result = function(**run)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"run": run, "result": result, "seconds": round(time.perf_counter() - start, 1), "versions": versions}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """
+    :param path: file written by :func:`sweep`; need not exist
+    """
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def iqm(values: Iterable[float]) -> float:
+    """Interquartile mean: the mean of the middle half."""
+    return float(stats.trim_mean(np.asarray(list(values), dtype=float), 0.25))
+
+
+def iqm_interval(values: Iterable[float]) -> tuple[float, float]:
+    """
+    :return: 95 % bootstrap interval (percentile) of the interquartile mean over seeds
+    """
+    sample = np.asarray(list(values), dtype=float)
+    if np.ptp(sample) == 0:
+        return float(sample[0]), float(sample[0])
+
+    def statistic(x: np.ndarray, axis: int) -> np.ndarray:
+        return stats.trim_mean(x, 0.25, axis=axis)
+
+    interval = stats.bootstrap(
+        (sample,), statistic, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def describe(values: Iterable[float]) -> str:
+    """
+    :return: ``"IQM [low, high]"``
+    """
+    values = list(values)
+    low, high = iqm_interval(values)
+    return f"{iqm(values):.0f} [{low:.0f}, {high:.0f}]"
