@@ -54,7 +54,7 @@ def run_plain(env_id: str, n_groups: int, group_coef: float, seed: int, total_ti
     returns = []
     for part in range(N_EVALUATIONS):
         model.learn(total_timesteps // N_EVALUATIONS, reset_num_timesteps=part == 0)
-        returns.append(float(evaluate_policy(model, eval_env, 12)[0]))
+        returns.append(float(np.mean(evaluate_policy(model, eval_env, 12, return_episode_rewards=True)[0])))
     return {"returns": returns}
 
 

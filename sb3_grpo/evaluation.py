@@ -57,7 +57,8 @@ class EpisodeCollector:
     def __call__(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         index, info = locals_["i"], locals_["info"]
         if locals_["current_lengths"][index] == 1:
-            if self._in_turn:
+            # the task of the next episode, if another one of this environment counts
+            if self._in_turn and locals_["episode_counts"][index] + 1 < locals_["episode_count_targets"][index]:
                 self._schedule(index)
             if "task" not in info:
                 self._first_cells[index] = self._cells(locals_["observations"])[index]

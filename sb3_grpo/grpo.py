@@ -1,6 +1,7 @@
 """GRPO: PPO with groups of decisions that have their own heads and are balanced against each other."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -12,12 +13,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
-from torch import nn
 from torch.nn import functional as F
 
 from sb3_grpo.buffers import GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
-from sb3_grpo.losses import GroupBalance, balance_groups, clipped_surrogate, group_means, group_std
+from sb3_grpo.losses import GroupBalance, approx_kl, balance_groups, clipped_surrogate, group_means, group_std
 from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy
+from sb3_grpo.update import CompiledUpdate, EagerUpdate, Update, UpdateTerms
 
 SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
 
@@ -33,16 +34,6 @@ class GroupRecord(NamedTuple):
     steps: int  # in the last rollout
     score: float  # mean over these steps; nan without steps
     weight: float  # factor on the group's policy-gradient loss; 1 = PPO
-
-
-class UpdateTerms(NamedTuple):
-    """What one minibatch of ``b`` steps is judged by."""
-
-    loss: th.Tensor  # scalar
-    policy_loss: th.Tensor  # scalar
-    value_loss: th.Tensor  # scalar
-    entropy_loss: th.Tensor  # scalar
-    log_ratio: th.Tensor  # log-probability of the actions, new minus old, shape (b,)
 
 
 class GRPO(PPO):
@@ -105,6 +96,8 @@ class GRPO(PPO):
         (mean reward; for groups that are phases, when what comes after them should not count)
     :param group_scale: ``sigma_R``, pooled over the steps of a rollout: ``"std"`` or ``"range"`` (largest minus
         smallest: weaker and bounded, for scores with rare extreme values)
+    :param compile: compile the update with ``torch.compile``: several times faster after half a minute of
+        compilation (see docs/performance.md for when that pays). Results agree within rounding.
     :raises ValueError: if an argument is out of its range, before anything is built
     """
 
@@ -154,6 +147,7 @@ class GRPO(PPO):
         group_coef: float | Schedule | str = 0.02,
         group_score: Literal["return", "reward"] = "return",
         group_scale: Literal["std", "range"] = "std",
+        compile: bool = False,
     ):
         check_choice("normalize_advantage", normalize_advantage, (True, False, "group"))
         check_choice("group_score", group_score, ("return", "reward"))
@@ -193,6 +187,8 @@ class GRPO(PPO):
         self.group_coef = group_coef
         self.group_score = group_score
         self.group_scale = group_scale
+        self.compile = compile
+        self._compiled_update: CompiledUpdate | None = None
         # (group, steps, score, weight) of the last rollout
         self._group_stats: list[tuple[int, int, float, float]] = []
         self._group_seed: int | None = None
@@ -258,9 +254,18 @@ class GRPO(PPO):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         # the first look at real observations, before any training time is spent
-        first_obs = self._last_obs if self._vec_normalize_env is None else self._vec_normalize_env.get_original_obs()
-        self.policy.router.check(obs_as_tensor(first_obs, self.device))  # type: ignore[arg-type]
+        router, normalize = self.policy.router, self._vec_normalize_env
+        if normalize is None:
+            router.check(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+        elif normalize is self.env:
+            router.check(obs_as_tensor(normalize.get_original_obs(), self.device))
+        else:
+            # wrapped further: what was normalised cannot be told from here, but it must at least be routed
+            router(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
         return total_timesteps, callback
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_compiled_update"]
 
     @property
     def groups(self) -> list[GroupRecord]:
@@ -281,37 +286,40 @@ class GRPO(PPO):
 
         rollout, balance = self._compare_groups()
 
-        parameters = list(self.policy.parameters())
         history: list[UpdateTerms] = []
-        continue_training = True
-        for epoch in range(self.n_epochs):
-            epoch_start = len(history)
-            for batch in rollout.minibatches(self.batch_size):
-                terms = self._update_terms(batch, clip_range, clip_range_vf)
-                history.append(UpdateTerms(*(term.detach() for term in terms)))
-                if self.target_kl is not None and (kl := approx_kl(history[-1].log_ratio)) > 1.5 * self.target_kl:
-                    continue_training = False
+        max_kl = None if self.target_kl is None else 1.5 * self.target_kl
+        early_stopping = False
+        with self._make_update(max_kl) as update:
+            for epoch in range(self.n_epochs):
+                epoch_start = len(history)
+                for batch in rollout.minibatches(self.batch_size):
+                    history.append(update(batch, clip_range, clip_range_vf))
+                    if not history[-1].loss.isfinite():
+                        raise ValueError(self._describe_nonfinite(batch))
+                    if early_stopping := not history[-1].acceptable(max_kl):
+                        break
+                self._n_updates += 1
+                if early_stopping:
                     if self.verbose >= 1:
+                        kl = approx_kl(history[-1].log_ratio)
                         print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
                     break
-                if not math.isfinite(history[-1].loss):
-                    raise ValueError(self._describe_nonfinite(batch))
-                self._optimizer_step(terms.loss, parameters)
-            self._n_updates += 1
-            if not continue_training:
-                break
 
+        if self._compiled_update is not None and self._compiled_update.works:
+            self.policy.compile_heads()
         self._log_update(history, epoch_start, clip_range, clip_range_vf)
         self._log_groups(balance)
 
-    def _optimizer_step(self, loss: th.Tensor, parameters: list[nn.Parameter]) -> None:
-        # as zero_grad(), backward() and clip_grad_norm_(), without their bookkeeping
-        for parameter, gradient in zip(parameters, th.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-            parameter.grad = gradient
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        total_norm = th.linalg.vector_norm(th.stack(th._foreach_norm(gradients)))
-        th._foreach_mul_(gradients, th.clamp(self.max_grad_norm / (total_norm + 1e-6), max=1.0))
-        self.policy.optimizer.step()
+    def _make_update(self, max_kl: float | None) -> Update:
+        """
+        :param max_kl: no step is taken beyond this KL divergence
+        """
+        if not self.compile:
+            return EagerUpdate(self.policy, self._update_terms, self.max_grad_norm, max_kl)
+        if self._compiled_update is None:
+            print("GRPO: the first update compiles the training step; this takes about half a minute", flush=True)
+            self._compiled_update = CompiledUpdate(self.policy, self._update_terms, self.max_grad_norm, max_kl)
+        return self._compiled_update
 
     def _compare_groups(self) -> tuple[GroupRolloutBufferSamples, GroupBalance]:
         """
@@ -319,14 +327,14 @@ class GRPO(PPO):
             group), and how its groups compare
         """
         buffer = self.rollout_buffer
-        observations = buffer.samples().observations
-        # all heads are equal until the first update: fitting the router now leaves the policy as it was
-        self.policy.router.fit(observations, self.policy.group_seed)
+        rewards = buffer.to_torch(buffer.swap_and_flatten(buffer.rewards)).flatten()
         with th.no_grad():
             buffer.assign_groups(self.policy.groups)
+            check_finite(buffer.samples(), rewards)
+            # all heads are equal until the first update: fitting the router now leaves the policy as it was
+            self.policy.router.fit(buffer.samples().observations, self.policy.group_seed)
+            buffer.assign_groups(self.policy.groups)
         rollout = buffer.samples()
-        rewards = buffer.to_torch(buffer.swap_and_flatten(buffer.rewards)).flatten()
-        check_finite(rollout, rewards)
         rollout, advantage_scale = self._normalize_by_group(rollout)
         coef = check_group_coef(self._group_coef_schedule(self._current_progress_remaining))
         scores = rollout.returns if self.group_score == "return" else rewards
@@ -380,7 +388,8 @@ class GRPO(PPO):
         with th.no_grad():
             actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
             values, log_prob, _ = self.policy.evaluate_actions(batch.observations, actions, batch.groups)
-        groups = batch.groups[~(values.flatten().isfinite() & log_prob.isfinite())].unique().tolist()
+        squared_error, ratio = (batch.returns - values.flatten()).square(), (log_prob - batch.old_log_prob).exp()
+        groups = batch.groups[~(squared_error.isfinite() & ratio.isfinite())].unique().tolist()
         return (
             f"the loss is NaN or infinite in groups {groups or batch.groups.unique().tolist()}; "
             "the update was stopped before the optimizer step. Lower `learning_rate`, or normalise the rewards."
@@ -423,7 +432,7 @@ class GRPO(PPO):
         self.logger.record("groups/penalty", balance.penalty)
         self.logger.record("groups/eta_squared", balance.eta_squared)
         self.logger.record("groups/coef_effective", balance.coef)
-        exclude = "stdout" if len(self._group_stats) > MAX_PRINTED_GROUPS else None
+        exclude = "stdout" if self.policy.max_groups > MAX_PRINTED_GROUPS else None
         for group, steps, score, weight in self._group_stats:
             self.logger.record(f"groups/score_{group}", score, exclude)
             self.logger.record(f"groups/weight_{group}", weight, exclude)
@@ -441,22 +450,12 @@ class GRPO(PPO):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
 
-def approx_kl(log_ratio: th.Tensor) -> th.Tensor:
-    """
-    ``mean(rho - 1 - log rho)``, an unbiased estimate of KL(old || new) with low variance:
-    http://joschu.net/blog/kl-approx.html
-
-    :param log_ratio: ``log rho`` of each step, shape ``(b,)``
-    :return: scalar, nats
-    """
-    return (log_ratio.exp() - 1 - log_ratio).mean()
-
-
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """
     :raises ValueError: if ``value`` is none of ``choices``
     """
-    if value not in choices:
+    # 1 == True, but only True is what the code asks for
+    if not any(value == choice and isinstance(value, type(choice)) for choice in choices):
         raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}")
 
 
@@ -474,7 +473,7 @@ def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[fl
                 raise ValueError(kind)
             schedule = FloatSchedule(LinearSchedule(float(start), 0.0, 1.0))
         else:
-            schedule = FloatSchedule(group_coef)
+            schedule = FloatSchedule(float(group_coef) if isinstance(group_coef, numbers.Real) else group_coef)
         first = schedule(1.0)
     except (ValueError, TypeError, AssertionError) as error:
         raise ValueError(

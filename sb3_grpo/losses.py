@@ -137,7 +137,7 @@ def balance_groups(
     step_scores = step_scores.double()
     scores = group_means(step_scores, member, steps)
     scale = score_fluctuation(step_scores, scale_kind)
-    shares, divisor = steps / len(groups), advantage_scale.double()[present]
+    shares, divisor = steps.double() / len(groups), advantage_scale.double()[present]
     slope = penalty_slope(scores, scale)
     coef = min(coef, largest_group_coef(slope, shares, divisor))
     total = step_scores.var(correction=0)
@@ -188,3 +188,14 @@ def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float
     """
     # the order of the factors is SB3's: parity is exact to the last bit
     return th.min(advantages * ratio, advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range))
+
+
+def approx_kl(log_ratio: th.Tensor) -> th.Tensor:
+    """
+    ``mean(rho - 1 - log rho)``, an unbiased estimate of KL(old || new) with low variance:
+    http://joschu.net/blog/kl-approx.html
+
+    :param log_ratio: ``log rho`` of each step, shape ``(b,)``
+    :return: scalar, nats
+    """
+    return (log_ratio.exp() - 1 - log_ratio).mean()

@@ -57,6 +57,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     """
 
     cell_to_group: th.Tensor
+    _compiled_heads: Callable[[PyTorchObs, th.Tensor], tuple[Any, th.Tensor]] | None = None
 
     def __init__(
         self,
@@ -143,17 +144,38 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             distribution.choose(rows)
         return distribution
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        groups = self.groups(obs)
+    def _heads(self, obs: PyTorchObs, groups: th.Tensor) -> tuple[Any, th.Tensor]:
+        """
+        :return: what ``action_family`` calls ``params``, and the values, shape ``(B, 1)``
+        """
         rows = head_rows(groups, self.max_groups)
         latent_pi, latent_vf = self._latents(obs)
         values = choose_head(self.value_net(latent_vf), rows, self.max_groups)
-        # one number to look at; anything that is not finite makes it so
-        if not math.isfinite(values.sum()):
-            raise ValueError(describe_nonfinite(obs, groups))
-        params = self._action_params(latent_pi, groups, rows)
-        actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
-        log_prob = self.action_family.log_prob(params, actions)
+        return self._action_params(latent_pi, groups, rows), values
+
+    def compile_heads(self) -> None:
+        """Have the rollouts' forward pass compiled; sampling stays as it is, and with it the random numbers."""
+        if not self.use_sde:
+            self._compiled_heads = th.compile(self._heads)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy of the policy must not call the original's network
+        return {name: value for name, value in super().__getstate__().items() if name != "_compiled_heads"}
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        groups = self.groups(obs)
+        params, values = (self._compiled_heads or self._heads)(obs, groups)
+        try:
+            actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
+            log_prob = self.action_family.log_prob(params, actions)
+            # one number to look at; anything that is not finite makes it so
+            healthy = math.isfinite((values.sum() + log_prob.sum()).item())
+        except RuntimeError:
+            # torch does not sample from NaN
+            healthy = False
+        if not healthy:
+            mode_log_prob = self.action_family.log_prob(params, self.action_family.mode(params))
+            raise ValueError(describe_nonfinite(obs, groups, values.flatten().isfinite() & mode_log_prob.isfinite()))
         return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
 
     def evaluate_actions(
@@ -165,11 +187,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         :param groups: group of each observation, shape ``(B,)``, if it is known already
         :return: value, log-likelihood of the actions, entropy of the action distribution
         """
-        groups = self.groups(obs) if groups is None else groups
-        rows = head_rows(groups, self.max_groups)
-        latent_pi, latent_vf = self._latents(obs)
-        params = self._action_params(latent_pi, groups, rows)
-        values = choose_head(self.value_net(latent_vf), rows, self.max_groups)
+        params, values = self._heads(obs, self.groups(obs) if groups is None else groups)
         return values, self.action_family.log_prob(params, actions), self.action_family.entropy(params)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -193,8 +211,12 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         features = BasePolicy.extract_features(self, self.router.visible(obs), self.vf_features_extractor)
-        rows = head_rows(self.groups(obs), self.max_groups)
-        return choose_head(self.value_net(self.mlp_extractor.forward_critic(features)), rows, self.max_groups)
+        groups = self.groups(obs)
+        rows = head_rows(groups, self.max_groups)
+        values = choose_head(self.value_net(self.mlp_extractor.forward_critic(features)), rows, self.max_groups)
+        if not math.isfinite(values.sum().item()):
+            raise ValueError(describe_nonfinite(obs, groups, values.flatten().isfinite()))
+        return values
 
 
 class GroupActorCriticCnnPolicy(GroupActorCriticPolicy, ActorCriticCnnPolicy):
@@ -239,16 +261,18 @@ def deal_cells(n_cells: int, n_groups: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n_cells) % n_groups
 
 
-def describe_nonfinite(obs: PyTorchObs, groups: th.Tensor) -> str:
+def describe_nonfinite(obs: PyTorchObs, groups: th.Tensor, finite_output: th.Tensor) -> str:
     """
-    :param obs: batch of ``B`` observations for which the policy's output was not finite
+    :param obs: batch of ``B`` observations, for some of which the policy's output is not finite
     :param groups: group of each, shape ``(B,)``
+    :param finite_output: for which of them it is, shape ``(B,)``
     :return: what to tell the user
     """
     entries = obs.values() if isinstance(obs, dict) else [obs]
     finite = th.stack([entry.isfinite().reshape(len(groups), -1).all(dim=1) for entry in entries]).all(dim=0)
     if finite.all():
-        return f"the policy's output is NaN or infinite for finite observations (groups {groups.unique().tolist()})"
+        failed = groups[~finite_output].unique().tolist()
+        return f"the policy's output is NaN or infinite for finite observations (groups {failed})"
     return (
         f"observations must be finite, but {int((~finite).sum())} of {len(groups)} have NaN or infinite values "
         f"(environments {(~finite).nonzero().flatten().tolist()}, groups {groups[~finite].unique().tolist()})"

@@ -1,5 +1,6 @@
 """Routers: from an observation to its cell, the smallest unit of decisions that can be regrouped."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,16 +80,21 @@ class RandomRouter(Router):
     :param n_cells: number of cells
     """
 
+    offset: th.Tensor
     weight: th.Tensor
     bias: th.Tensor
 
     def __init__(self, observation_space: spaces.Space, n_cells: int = 8):
         super().__init__(observation_space, n_cells)
         input_dim = spaces.flatdim(observation_space)
+        self._is_vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
+        self.register_buffer("offset", th.zeros(input_dim))
         self.register_buffer("weight", th.zeros(n_cells, input_dim))
         self.register_buffer("bias", th.full((n_cells,), -th.inf).index_fill_(0, th.tensor(0), 0.0))
 
     def _flat(self, obs: PyTorchObs) -> th.Tensor:
+        if self._is_vector:
+            return obs.float()  # type: ignore[union-attr]
         preprocessed = preprocess_obs(obs, self.observation_space)
         if not isinstance(preprocessed, dict):
             return preprocessed.flatten(1)
@@ -96,25 +102,26 @@ class RandomRouter(Router):
         return th.cat([preprocessed[key].flatten(1) for key in self.observation_space], dim=1)  # type: ignore[attr-defined]
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
-        return th.addmm(self.bias, self._flat(obs), self.weight.T).argmax(dim=1)
+        return th.addmm(self.bias, self._flat(obs) - self.offset, self.weight.T).argmax(dim=1)
 
     def fit(self, obs: PyTorchObs, seed: int) -> None:
         if self.bias.isfinite().all():
             return
         random, flat = np.random.default_rng(seed), self._flat(obs)
+        offset = flat.mean(dim=0)
         projection = th.eye(flat.shape[1], device=flat.device)
         if flat.shape[1] > MAX_DISTANCE_DIM:
             gaussian = random.standard_normal((flat.shape[1], MAX_DISTANCE_DIM), dtype=np.float32)
-            projection = th.as_tensor(gaussian / np.sqrt(flat.shape[1]), device=flat.device)
-        points = flat @ projection
-        mean, std = points.mean(dim=0), points.std(dim=0, correction=0)
+            projection = th.as_tensor(gaussian / math.sqrt(flat.shape[1]), device=flat.device)
+        points = (flat - offset) @ projection
+        std = points.std(dim=0, correction=0)
         # a coordinate that never moves says nothing: leave it out instead of dividing by nothing
         inverse_std = th.where(std > 1e-6, 1 / std, 0.0)
         drawn = random.choice(len(points), size=self.n_cells, replace=len(points) < self.n_cells)
-        centres = (points[th.as_tensor(drawn, device=points.device)] - mean) * inverse_std
-        in_points = centres * inverse_std
-        self.weight.copy_(in_points @ projection.T)
-        self.bias.copy_(-0.5 * centres.square().sum(dim=1) - in_points @ mean)
+        centres = points[th.as_tensor(drawn, device=points.device)] * inverse_std
+        self.offset.copy_(offset)
+        self.weight.copy_((centres * inverse_std) @ projection.T)
+        self.bias.copy_(-0.5 * centres.square().sum(dim=1))
 
 
 class OneHotRouter(Router):
@@ -228,9 +235,21 @@ class CallableRouter(Router):
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         first = next(iter(obs.values())) if isinstance(obs, dict) else obs
-        cells = th.as_tensor(self.function(obs), device=first.device)
+        cells = th.as_tensor(self.function(as_collected(obs, self.observation_space)), device=first.device)
         check_cells(cells, len(first), self.n_cells, "the router function")
         return cells.long()
+
+
+def as_collected(obs: Any, space: spaces.Space) -> Any:
+    """
+    :param obs: batch of ``B`` observations
+    :param space: their space
+    :return: the observations with Discrete entries as the environments give them, integers of shape ``(B,)``; the
+        rollout buffer keeps them as columns of shape ``(B, 1)``
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: as_collected(value, space[key]) for key, value in obs.items()}
+    return obs.flatten().long() if isinstance(space, spaces.Discrete) else obs
 
 
 def check_cells(cells: th.Tensor, batch: int, n_cells: int, origin: str) -> None:
@@ -245,7 +264,8 @@ def check_cells(cells: th.Tensor, batch: int, n_cells: int, origin: str) -> None
         raise ValueError(f"cells from {origin} must have shape {(batch,)}, got {tuple(cells.shape)}")
     if cells.is_floating_point() or cells.is_complex():
         raise ValueError(f"cells from {origin} must be integers, got {cells.dtype}")
-    if batch and not 0 <= (low := int(cells.min())) <= (high := int(cells.max())) < n_cells:
+    low, high = (int(cells.min()), int(cells.max())) if batch else (0, 0)
+    if low < 0 or high >= n_cells:
         raise ValueError(f"cells from {origin} must lie in [0, {n_cells}), got values from {low} to {high}")
 
 

@@ -1,0 +1,211 @@
+"""How a minibatch changes the policy: step by step, or as one compiled function."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.optim.adam import adam
+
+from sb3_grpo.buffers import GroupRolloutBufferSamples
+from sb3_grpo.losses import approx_kl
+
+
+class UpdateTerms(NamedTuple):
+    """What one minibatch of ``b`` steps is judged by; detached, but for ``loss`` while it is minimised."""
+
+    loss: th.Tensor  # scalar
+    policy_loss: th.Tensor  # scalar
+    value_loss: th.Tensor  # scalar
+    entropy_loss: th.Tensor  # scalar
+    log_ratio: th.Tensor  # log-probability of the actions, new minus old, shape (b,)
+
+    def acceptable(self, max_kl: float | None) -> th.Tensor:
+        """
+        :param max_kl: largest KL divergence from the policy that collected the rollout, nats; ``None``: no limit
+        :return: boolean scalar: whether the optimizer may take the step
+        """
+        finite = self.loss.isfinite()
+        return finite if max_kl is None else finite & (approx_kl(self.log_ratio) <= max_kl)
+
+
+LossFunction = Callable[[GroupRolloutBufferSamples, Any, Any], UpdateTerms]
+
+
+class Update(Protocol):
+    """
+    One optimizer step per minibatch; none where the terms are not acceptable. To be used as a context manager
+    around the minibatches of one rollout.
+    """
+
+    def __enter__(self) -> "Update": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
+        """
+        :param batch: the minibatch
+        :param clip_range: clipping parameter of the surrogate
+        :param clip_range_vf: clipping parameter of the value function
+        """
+
+
+class EagerUpdate:
+    """
+    Operation by operation, with whatever optimizer the policy has.
+
+    :param policy: what is trained
+    :param loss: maps a minibatch, ``clip_range`` and ``clip_range_vf`` to its terms
+    :param max_grad_norm: the gradient is scaled down to this norm
+    :param max_kl: steps are refused beyond this KL divergence
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
+        self.optimizer = policy.optimizer
+        self.parameters = list(policy.parameters())
+        self.loss, self.max_grad_norm, self.max_kl = loss, max_grad_norm, max_kl
+
+    def __enter__(self) -> "EagerUpdate":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
+        terms = self.loss(batch, clip_range, clip_range_vf)
+        detached = UpdateTerms(*(term.detach() for term in terms))
+        if detached.acceptable(self.max_kl):
+            self._step(terms.loss)
+        return detached
+
+    def _step(self, loss: th.Tensor) -> None:
+        # as zero_grad(), backward() and clip_grad_norm_(), without their bookkeeping
+        for parameter, gradient in zip(
+            self.parameters, th.autograd.grad(loss, self.parameters, allow_unused=True), strict=True
+        ):
+            parameter.grad = gradient
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        total_norm = th.linalg.vector_norm(th.stack(th._foreach_norm(gradients)))
+        th._foreach_mul_(gradients, th.clamp(self.max_grad_norm / (total_norm + 1e-6), max=1.0))
+        self.optimizer.step()
+
+
+class CompiledUpdate:
+    """
+    Loss, gradient, clipping and Adam's step as one function, compiled by ``torch.compile``.
+
+    While it works, parameters and Adam's moments live in one flat vector each; on leaving the context they are
+    written back, so that saving, loading and everything else see the policy and the optimizer that they know.
+
+    :param policy: what is trained; its optimizer must be ``torch.optim.Adam`` without ``amsgrad``
+    :param loss: maps a minibatch, ``clip_range`` and ``clip_range_vf`` to its terms
+    :param max_grad_norm: the gradient is scaled down to this norm
+    :param max_kl: steps are refused beyond this KL divergence
+    :raises ValueError: if the optimizer is another one
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
+        settings = policy.optimizer.param_groups[0]
+        if type(policy.optimizer) is not th.optim.Adam or settings["amsgrad"] or settings["maximize"]:
+            raise ValueError("`compile=True` needs torch.optim.Adam without `amsgrad` and `maximize` as the optimizer")
+        self.optimizer, self.settings = policy.optimizer, settings
+        self.names, self.parameters = zip(*policy.named_parameters(), strict=True)
+        self.sizes = [parameter.numel() for parameter in self.parameters]
+        self.max_grad_norm, self.max_kl = max_grad_norm, max_kl
+        self.function = _LossModule(policy, loss)
+        self.compiled_step: Callable[..., UpdateTerms] = th.compile(self._step, fullgraph=True)
+        self.works = True
+
+    def __enter__(self) -> "CompiledUpdate":
+        states = [self.optimizer.state[parameter] for parameter in self.parameters]
+        with th.no_grad():
+            self.flat = th.cat([parameter.flatten() for parameter in self.parameters])
+            self.exp_avg, self.exp_avg_sq = (
+                th.cat([state[name].flatten() for state in states]) if states[0] else th.zeros_like(self.flat)
+                for name in ("exp_avg", "exp_avg_sq")
+            )
+            self.n_steps = states[0]["step"].to(self.flat) if states[0] else self.flat.new_zeros(())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        vectors = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        with th.no_grad():
+            for parameter, values in zip(self.parameters, self._unflatten(self.flat), strict=True):
+                parameter.copy_(values)
+            for name, vector in vectors.items():
+                for parameter, values in zip(self.parameters, self._unflatten(vector), strict=True):
+                    self.optimizer.state[parameter][name] = values.clone()
+            for parameter in self.parameters:
+                self.optimizer.state[parameter]["step"] = self.n_steps.clone()
+
+    def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
+        # schedules as tensors: a number that changes would have everything compiled again
+        schedules = (self.settings["lr"], clip_range, clip_range_vf)
+        tensors = (None if value is None else th.as_tensor(value, device=self.flat.device) for value in schedules)
+        vectors = (self.flat, self.exp_avg, self.exp_avg_sq, self.n_steps)
+        try:
+            return self.compiled_step(vectors, batch, *tensors)
+        except Exception as error:
+            if not self.works:
+                raise
+            self.works = False
+            warnings.warn(f"`compile=True` does not work here, training goes on without it: {error}", stacklevel=2)
+            self.compiled_step = self._step
+            return self(batch, clip_range, clip_range_vf)
+
+    def _unflatten(self, vector: th.Tensor) -> list[th.Tensor]:
+        parts = vector.split(self.sizes)
+        return [part.view(parameter.shape) for part, parameter in zip(parts, self.parameters, strict=True)]
+
+    def _step(
+        self,
+        vectors: tuple[th.Tensor, ...],
+        batch: GroupRolloutBufferSamples,
+        learning_rate: th.Tensor,
+        clip_range: th.Tensor,
+        clip_range_vf: th.Tensor | None,
+    ) -> UpdateTerms:
+        def loss(parameters: list[th.Tensor]) -> tuple[th.Tensor, UpdateTerms]:
+            named = {f"policy.{name}": parameter for name, parameter in zip(self.names, parameters, strict=True)}
+            terms = th.func.functional_call(self.function, named, (batch, clip_range, clip_range_vf))
+            return terms.loss, UpdateTerms(*(term.detach() for term in terms))
+
+        gradients, terms = th.func.grad(loss, has_aux=True)(self._unflatten(vectors[0]))
+        gradient = th.cat([part.flatten() for part in gradients])
+        gradient = gradient * th.clamp(self.max_grad_norm / (gradient.norm() + 1e-6), max=1.0)
+        flat, exp_avg, exp_avg_sq, n_steps = new = [vector.clone() for vector in vectors]
+        adam(
+            [flat],
+            [gradient],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [n_steps],
+            foreach=False,
+            capturable=th.compiler.is_compiling(),  # no number is fetched from a tensor
+            amsgrad=False,
+            maximize=False,
+            beta1=self.settings["betas"][0],
+            beta2=self.settings["betas"][1],
+            lr=learning_rate,
+            weight_decay=self.settings["weight_decay"],
+            eps=self.settings["eps"],
+        )
+        accepted = terms.acceptable(self.max_kl)
+        for vector, value in zip(vectors, new, strict=True):
+            vector.copy_(th.where(accepted, value, vector))
+        return terms
+
+
+class _LossModule(nn.Module):
+    """Makes the loss a function of the policy's parameters, for ``torch.func.functional_call``."""
+
+    def __init__(self, policy: ActorCriticPolicy, loss: LossFunction):
+        super().__init__()
+        self.policy = policy
+        self.loss = loss
+
+    def forward(self, *args: Any) -> UpdateTerms:
+        return self.loss(*args)
