@@ -38,7 +38,7 @@ class GroupRolloutBufferSamples(NamedTuple):
             yield GroupRolloutBufferSamples(observations, *fields)
 
 
-class _GroupBufferMixin(RolloutBuffer):
+class GroupBufferMixin(RolloutBuffer):
     """
     Adds groups and weights to the samples, and makes whole-rollout tensors once a rollout (they share the
     buffer's memory on the CPU), so that a minibatch is one index operation per field.
@@ -91,9 +91,9 @@ class _GroupBufferMixin(RolloutBuffer):
         yield from samples.minibatches(batch_size or len(samples.groups))
 
 
-class GroupRolloutBuffer(_GroupBufferMixin):
+class GroupRolloutBuffer(GroupBufferMixin):
     """``RolloutBuffer`` whose samples know their group; same parameters."""
 
 
-class GroupDictRolloutBuffer(_GroupBufferMixin, DictRolloutBuffer):
+class GroupDictRolloutBuffer(GroupBufferMixin, DictRolloutBuffer):
     """``DictRolloutBuffer`` whose samples know their group; same parameters."""

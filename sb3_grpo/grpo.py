@@ -15,10 +15,10 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
 from torch.nn import functional as F
 
-from sb3_grpo.buffers import GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
+from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
 from sb3_grpo.losses import GroupBalance, approx_kl, balance_groups, clipped_surrogate, group_means, group_std
 from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy
-from sb3_grpo.update import CompiledUpdate, EagerUpdate, Update, UpdateTerms
+from sb3_grpo.update import CompiledUpdate, EagerUpdate, Update, UpdateTerms, check_compilable
 
 SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
 
@@ -89,11 +89,13 @@ class GRPO(PPO):
         ``columns=(start, stop)`` and ``hide`` (one_hot), ``key`` and ``hide`` (discrete); ``hide=True`` keeps what
         names the cell from the policy's trunk
     :param group_coef: lambda, how strongly groups that are behind are favoured: a number, a function of the
-        remaining progress (from 1 to 0), or ``"lin_0.05"`` (from 0.05 linearly to 0). At least 0; useful
-        values lie between 0.005 and 0.1, above that the cap binds (``groups/coef_effective`` stays below
-        ``group_coef``) and a larger value changes nothing. 0: no balancing.
-    :param group_score: what groups are compared by: ``"return"`` (mean return-to-go of their steps) or ``"reward"``
-        (mean reward; for groups that are phases, when what comes after them should not count)
+        remaining progress (from 1 to 0), or ``"lin_0.05"`` (from 0.05 linearly to 0). At least 0; with four
+        groups useful values lie between 0.001 and 0.02, above that the cap binds (``groups/coef_effective``
+        stays below ``group_coef``) and a larger value changes nothing. 0: no balancing. The scores are
+        compared as they are: with rewards on different scales, use a small value or 0.
+    :param group_score: what groups are compared by: ``"return"`` (mean return-to-go of their steps, as SB3 estimates
+        it for the value function) or ``"reward"`` (mean reward, to which SB3 adds the value of the last observation
+        where a time limit ends the episode; for groups that are phases, when what comes after should not count)
     :param group_scale: ``sigma_R``, pooled over the steps of a rollout: ``"std"`` or ``"range"`` (largest minus
         smallest: weaker and bounded, for scores with rare extreme values)
     :param compile: compile the update with ``torch.compile``: several times faster after half a minute of
@@ -144,7 +146,7 @@ class GRPO(PPO):
         max_groups: int | None = None,
         router: str | Callable[[PyTorchObs], Any] = "random",
         router_kwargs: dict[str, Any] | None = None,
-        group_coef: float | Schedule | str = 0.02,
+        group_coef: float | Schedule | str = 0.005,
         group_score: Literal["return", "reward"] = "return",
         group_scale: Literal["std", "range"] = "std",
         compile: bool = False,
@@ -200,6 +202,9 @@ class GRPO(PPO):
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = GroupDictRolloutBuffer if is_dict else GroupRolloutBuffer
+        if not issubclass(self.rollout_buffer_class, GroupBufferMixin):
+            wanted = "`rollout_buffer_class` must be a subclass of GroupRolloutBuffer or GroupDictRolloutBuffer"
+            raise ValueError(f"{wanted}, got {self.rollout_buffer_class.__name__}")
         if not issubclass(self.policy_class, GroupActorCriticPolicy):
             raise ValueError(f"`policy` must be a subclass of GroupActorCriticPolicy, got {self.policy_class.__name__}")
         self._group_coef_schedule = make_group_coef_schedule(self.group_coef)
@@ -211,6 +216,8 @@ class GRPO(PPO):
             # what the user gave is what load(policy_kwargs=...) compares with
             self.policy_kwargs = own_policy_kwargs
         self._remember_groups()
+        if self.compile:
+            check_compilable(self.policy.optimizer)
 
     def _make_group_kwargs(self) -> dict[str, Any]:
         n_groups, max_groups, router_kwargs = self.n_groups, self.max_groups, dict(self.router_kwargs or {})
@@ -294,9 +301,10 @@ class GRPO(PPO):
                 epoch_start = len(history)
                 for batch in rollout.minibatches(self.batch_size):
                     history.append(update(batch, clip_range, clip_range_vf))
-                    if not history[-1].loss.isfinite():
-                        raise ValueError(self._describe_nonfinite(batch))
-                    if early_stopping := not history[-1].acceptable(max_kl):
+                    if not history[-1].accepted:
+                        if not history[-1].loss.isfinite():
+                            raise ValueError(self._describe_nonfinite(batch))
+                        early_stopping = True
                         break
                 self._n_updates += 1
                 if early_stopping:
@@ -306,7 +314,7 @@ class GRPO(PPO):
                     break
 
         if self._compiled_update is not None and self._compiled_update.works:
-            self.policy.compile_heads()
+            self.policy.compile_act()
         self._log_update(history, epoch_start, clip_range, clip_range_vf)
         self._log_groups(balance)
 
@@ -319,6 +327,7 @@ class GRPO(PPO):
         if self._compiled_update is None:
             print("GRPO: the first update compiles the training step; this takes about half a minute", flush=True)
             self._compiled_update = CompiledUpdate(self.policy, self._update_terms, self.max_grad_norm, max_kl)
+        self._compiled_update.max_grad_norm, self._compiled_update.max_kl = self.max_grad_norm, max_kl
         return self._compiled_update
 
     def _compare_groups(self) -> tuple[GroupRolloutBufferSamples, GroupBalance]:

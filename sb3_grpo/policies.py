@@ -57,7 +57,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     """
 
     cell_to_group: th.Tensor
-    _compiled_heads: Callable[[PyTorchObs, th.Tensor], tuple[Any, th.Tensor]] | None = None
+    _compiled_act: Callable[[PyTorchObs, bool], tuple[th.Tensor, ...]] | None = None
 
     def __init__(
         self,
@@ -153,30 +153,44 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         values = choose_head(self.value_net(latent_vf), rows, self.max_groups)
         return self._action_params(latent_pi, groups, rows), values
 
-    def compile_heads(self) -> None:
-        """Have the rollouts' forward pass compiled; sampling stays as it is, and with it the random numbers."""
+    def _act(self, obs: PyTorchObs, deterministic: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :return: actions, values, log-likelihoods, and a number that is finite if all of them are
+        """
+        params, values = self._heads(obs, self.groups(obs))
+        actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
+        log_prob = self.action_family.log_prob(params, actions)
+        return actions, values, log_prob, values.sum() + log_prob.sum()
+
+    def compile_act(self) -> None:
+        """Have the rollouts' forward pass compiled; the random numbers stay torch's own, in the same order."""
+        # gSDE keeps the noise of a rollout outside of what can be compiled
         if not self.use_sde:
-            self._compiled_heads = th.compile(self._heads)
+            self._compiled_act = th.compile(self._act, options={"fallback_random": True})
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy of the policy must not call the original's network
-        return {name: value for name, value in super().__getstate__().items() if name != "_compiled_heads"}
+        return {name: value for name, value in super().__getstate__().items() if name != "_compiled_act"}
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        groups = self.groups(obs)
-        params, values = (self._compiled_heads or self._heads)(obs, groups)
         try:
-            actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
-            log_prob = self.action_family.log_prob(params, actions)
-            # one number to look at; anything that is not finite makes it so
-            healthy = math.isfinite((values.sum() + log_prob.sum()).item())
-        except RuntimeError:
+            actions, values, log_prob, total = (self._compiled_act or self._act)(obs, deterministic)
+            healthy = math.isfinite(total.item())
+        except RuntimeError as error:
             # torch does not sample from NaN
-            healthy = False
+            self._raise_if_nonfinite(obs)
+            raise error
         if not healthy:
-            mode_log_prob = self.action_family.log_prob(params, self.action_family.mode(params))
-            raise ValueError(describe_nonfinite(obs, groups, values.flatten().isfinite() & mode_log_prob.isfinite()))
+            self._raise_if_nonfinite(obs)
         return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
+
+    def _raise_if_nonfinite(self, obs: PyTorchObs) -> None:
+        groups = self.groups(obs)
+        params, values = self._heads(obs, groups)
+        mode_log_prob = self.action_family.log_prob(params, self.action_family.mode(params))
+        finite = values.flatten().isfinite() & mode_log_prob.isfinite()
+        if not finite.all():
+            raise ValueError(describe_nonfinite(obs, groups, finite))
 
     def evaluate_actions(
         self, obs: PyTorchObs, actions: th.Tensor, groups: th.Tensor | None = None

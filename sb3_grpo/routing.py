@@ -233,6 +233,7 @@ class CallableRouter(Router):
         super().__init__(observation_space, n_cells)
         self.function = function
 
+    @th.compiler.disable  # the user's function may do what cannot be compiled
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         first = next(iter(obs.values())) if isinstance(obs, dict) else obs
         cells = th.as_tensor(self.function(as_collected(obs, self.observation_space)), device=first.device)

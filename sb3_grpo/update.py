@@ -14,21 +14,25 @@ from sb3_grpo.losses import approx_kl
 
 
 class UpdateTerms(NamedTuple):
-    """What one minibatch of ``b`` steps is judged by; detached, but for ``loss`` while it is minimised."""
+    """What one minibatch of ``b`` steps is judged by."""
 
     loss: th.Tensor  # scalar
     policy_loss: th.Tensor  # scalar
     value_loss: th.Tensor  # scalar
     entropy_loss: th.Tensor  # scalar
     log_ratio: th.Tensor  # log-probability of the actions, new minus old, shape (b,)
+    accepted: th.Tensor | bool = True  # whether the optimizer took the step
 
-    def acceptable(self, max_kl: float | None) -> th.Tensor:
+    def judge(self, max_kl: float | None) -> "UpdateTerms":
         """
         :param max_kl: largest KL divergence from the policy that collected the rollout, nats; ``None``: no limit
-        :return: boolean scalar: whether the optimizer may take the step
+        :return: the terms, detached, accepted if the loss is finite and the divergence within its limit
         """
-        finite = self.loss.isfinite()
-        return finite if max_kl is None else finite & (approx_kl(self.log_ratio) <= max_kl)
+        loss, policy_loss, value_loss, entropy_loss, log_ratio = (term.detach() for term in self[:-1])
+        accepted = loss.isfinite()
+        if max_kl is not None:
+            accepted = accepted & (approx_kl(log_ratio) <= max_kl)
+        return UpdateTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio, accepted)
 
 
 LossFunction = Callable[[GroupRolloutBufferSamples, Any, Any], UpdateTerms]
@@ -64,7 +68,7 @@ class EagerUpdate:
 
     def __init__(self, policy: ActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
         self.optimizer = policy.optimizer
-        self.parameters = list(policy.parameters())
+        self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.loss, self.max_grad_norm, self.max_kl = loss, max_grad_norm, max_kl
 
     def __enter__(self) -> "EagerUpdate":
@@ -75,10 +79,10 @@ class EagerUpdate:
 
     def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
         terms = self.loss(batch, clip_range, clip_range_vf)
-        detached = UpdateTerms(*(term.detach() for term in terms))
-        if detached.acceptable(self.max_kl):
+        judged = terms.judge(self.max_kl)
+        if judged.accepted:
             self._step(terms.loss)
-        return detached
+        return judged
 
     def _step(self, loss: th.Tensor) -> None:
         # as zero_grad(), backward() and clip_grad_norm_(), without their bookkeeping
@@ -107,11 +111,10 @@ class CompiledUpdate:
     """
 
     def __init__(self, policy: ActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
-        settings = policy.optimizer.param_groups[0]
-        if type(policy.optimizer) is not th.optim.Adam or settings["amsgrad"] or settings["maximize"]:
-            raise ValueError("`compile=True` needs torch.optim.Adam without `amsgrad` and `maximize` as the optimizer")
-        self.optimizer, self.settings = policy.optimizer, settings
-        self.names, self.parameters = zip(*policy.named_parameters(), strict=True)
+        check_compilable(policy.optimizer)
+        self.optimizer, self.settings = policy.optimizer, dict(policy.optimizer.param_groups[0])
+        trained = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        self.names, self.parameters = list(trained), list(trained.values())
         self.sizes = [parameter.numel() for parameter in self.parameters]
         self.max_grad_norm, self.max_kl = max_grad_norm, max_kl
         self.function = _LossModule(policy, loss)
@@ -142,7 +145,7 @@ class CompiledUpdate:
 
     def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
         # schedules as tensors: a number that changes would have everything compiled again
-        schedules = (self.settings["lr"], clip_range, clip_range_vf)
+        schedules = (self.optimizer.param_groups[0]["lr"], clip_range, clip_range_vf)
         tensors = (None if value is None else th.as_tensor(value, device=self.flat.device) for value in schedules)
         vectors = (self.flat, self.exp_avg, self.exp_avg_sq, self.n_steps)
         try:
@@ -170,7 +173,7 @@ class CompiledUpdate:
         def loss(parameters: list[th.Tensor]) -> tuple[th.Tensor, UpdateTerms]:
             named = {f"policy.{name}": parameter for name, parameter in zip(self.names, parameters, strict=True)}
             terms = th.func.functional_call(self.function, named, (batch, clip_range, clip_range_vf))
-            return terms.loss, UpdateTerms(*(term.detach() for term in terms))
+            return terms.loss, terms.judge(self.max_kl)
 
         gradients, terms = th.func.grad(loss, has_aux=True)(self._unflatten(vectors[0]))
         gradient = th.cat([part.flatten() for part in gradients])
@@ -193,10 +196,21 @@ class CompiledUpdate:
             weight_decay=self.settings["weight_decay"],
             eps=self.settings["eps"],
         )
-        accepted = terms.acceptable(self.max_kl)
         for vector, value in zip(vectors, new, strict=True):
-            vector.copy_(th.where(accepted, value, vector))
+            vector.copy_(th.where(terms.accepted, value, vector))
         return terms
+
+
+def check_compilable(optimizer: th.optim.Optimizer) -> None:
+    """
+    :raises ValueError: if :class:`CompiledUpdate` cannot take the place of this optimizer
+    """
+    settings = optimizer.param_groups[0]
+    if type(optimizer) is not th.optim.Adam or settings["amsgrad"] or settings["maximize"]:
+        raise ValueError(
+            "`compile=True` needs torch.optim.Adam without `amsgrad` and `maximize` as `optimizer_class`, "
+            f"got {type(optimizer).__name__} with {settings.get('amsgrad')=}, {settings.get('maximize')=}"
+        )
 
 
 class _LossModule(nn.Module):

@@ -1,0 +1,166 @@
+"""The update, operation by operation and compiled."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_grpo import GRPO
+from sb3_grpo.update import CompiledUpdate
+
+TINY: dict[str, Any] = {
+    "n_steps": 32,
+    "batch_size": 32,
+    "n_epochs": 2,
+    "seed": 0,
+    "device": "cpu",
+    "policy_kwargs": {"net_arch": [8]},
+}
+
+
+def make_model(env_id: str = "CartPole-v1", **kwargs: Any) -> GRPO:
+    return GRPO("MlpPolicy", make_vec_env(env_id, 2, seed=0), **{**TINY, **kwargs})
+
+
+def falling(progress_remaining: float) -> float:
+    return 0.01 * progress_remaining
+
+
+def assert_close(left: GRPO, right: GRPO) -> None:
+    for (name, a), b in zip(left.policy.state_dict().items(), right.policy.state_dict().values(), strict=True):
+        th.testing.assert_close(a, b, msg=name, atol=1e-5, rtol=1e-4)
+
+
+# torch's own compiler uses torch.jit, and says so
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_compiled_equals_eager(env_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kwargs = {"learning_rate": falling, "clip_range": falling, "group_coef": 0.02, "ent_coef": 0.01, "max_grad_norm": 0.1}
+    eager, compiled = make_model(env_id, **kwargs), make_model(env_id, **kwargs, compile=True)
+    start = copy.deepcopy(eager.policy.state_dict())
+    for model in (eager, compiled):
+        model.learn(192)
+    assert "compiles" in capsys.readouterr().out
+    assert compiled._compiled_update is not None
+    assert compiled._compiled_update.works
+    assert not th.equal(eager.policy.state_dict()["value_net.weight"], start["value_net.weight"])
+    assert_close(eager, compiled)
+    eager_state, compiled_state = (m.policy.optimizer.state_dict()["state"] for m in (eager, compiled))
+    for index, state in eager_state.items():
+        for name, value in state.items():
+            th.testing.assert_close(compiled_state[index][name], value, atol=1e-3, rtol=1e-2)
+
+    # a learning rate that arrives with set_parameters and a saved model count as they do without compilation
+    parameters: Any = copy.deepcopy(eager.get_parameters())
+    for model in (eager, compiled):
+        model.set_parameters(parameters)
+        model.learn(64, reset_num_timesteps=False)
+    assert_close(eager, compiled)
+    compiled.save(tmp_path / "model.zip")
+    loaded = GRPO.load(tmp_path / "model.zip", env=compiled.get_env())
+    assert loaded.compile
+    for name, value in compiled.policy.state_dict().items():
+        assert th.equal(loaded.policy.state_dict()[name], value)
+    copied = copy.deepcopy(compiled.policy)
+    assert copied._compiled_act is None
+    assert compiled.policy._compiled_act is not None
+
+
+@pytest.mark.parametrize("compile_", [False, True])
+def test_refused_steps_change_nothing(compile_: bool) -> None:
+    if compile_:
+        # the same function, not compiled: the test is about its logic
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(th, "compile", lambda function, **_: function)
+            check_refused_steps(True)
+    else:
+        check_refused_steps(False)
+
+
+def check_refused_steps(compile_: bool) -> None:
+    model = make_model(compile=compile_, target_kl=1e-12, n_epochs=5, learning_rate=0.1, n_groups=1, group_coef=0.0)
+    model.learn(64)
+    # the first minibatch has divergence 0, the second is beyond the limit: no step, and no further epoch
+    assert model._n_updates == 1
+    assert [state["step"].item() for state in model.policy.optimizer.state.values()] == [1.0] * len(
+        list(model.policy.parameters())
+    )
+
+
+def test_without_compiler_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(function: Any, **_: Any) -> Any:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("no C++ compiler found")
+
+        return fail
+
+    monkeypatch.setattr(th, "compile", no_compiler)
+    compiled = make_model(compile=True)
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler found"):
+        compiled.learn(128)
+    eager = make_model().learn(128)
+    assert_close(eager, compiled)
+    assert compiled.policy._compiled_act is None
+
+
+def test_compile_needs_adam() -> None:
+    policy_kwargs = {"optimizer_class": th.optim.SGD}
+    with pytest.raises(ValueError, match=r"`compile=True` needs torch.optim.Adam .* got SGD"):
+        make_model(compile=True, policy_kwargs=policy_kwargs)
+    make_model(policy_kwargs=policy_kwargs).learn(64)
+    with pytest.raises(ValueError, match="amsgrad"):
+        make_model(compile=True, policy_kwargs={"optimizer_kwargs": {"amsgrad": True}})
+
+
+@pytest.mark.parametrize("compile_", [False, True])
+def test_frozen_parameters_stay(compile_: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(th, "compile", lambda function, **_: function)
+    model = make_model(compile=compile_)
+    model.policy.mlp_extractor.requires_grad_(False)
+    before = copy.deepcopy(model.policy.state_dict())
+    model.learn(64)
+    for name, value in model.policy.state_dict().items():
+        if "mlp_extractor" in name:
+            assert th.equal(value, before[name])
+    assert not th.equal(model.policy.state_dict()["action_net.weight"], before["action_net.weight"])
+
+
+def test_frozen_parameters_as_with_ppo() -> None:
+    states = []
+    for one_group in (False, True):
+        env = make_vec_env("CartPole-v1", 2, seed=0)
+        model = GRPO("MlpPolicy", env, **TINY, n_groups=1, group_coef=0) if one_group else PPO("MlpPolicy", env, **TINY)
+        model.policy.mlp_extractor.requires_grad_(False)
+        states.append(model.learn(192).policy.state_dict())
+    ppo, grpo = states
+    assert all(th.equal(value, grpo[name]) for name, value in ppo.items())
+
+
+def test_rollout_buffer_class_is_checked() -> None:
+
+    with pytest.raises(ValueError, match=r"`rollout_buffer_class` must be a subclass of GroupRolloutBuffer.*RolloutBuffer"):
+        make_model(rollout_buffer_class=RolloutBuffer)
+
+
+def test_compiled_update_keeps_what_the_optimizer_knew() -> None:
+    model = make_model().learn(64)
+    before = copy.deepcopy(model.policy.optimizer.state_dict())
+    with CompiledUpdate(model.policy, model._update_terms, 0.5, None):
+        pass
+    after = model.policy.optimizer.state_dict()
+    for index, state in before["state"].items():
+        assert all(th.equal(value, after["state"][index][name]) for name, value in state.items())
+
+
+def test_hooks_on_layers_are_called() -> None:
+    calls = []
+    model = make_model()
+    model.policy.action_net.register_forward_hook(lambda *_: calls.append(1))
+    model.predict(gym.make("CartPole-v1").reset(seed=0)[0])
+    assert calls
