@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import RESULTS, describe, sweep
+from common import RESULTS, describe, iqm, sweep
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -117,16 +117,20 @@ def train_both(seed: int, total_timesteps: int, output: Path) -> dict[str, dict[
         return dict(zip(ALGORITHMS, pending.get(), strict=True))
 
 
-def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """
-    :param results: what :func:`train` returned, by algorithm
+    :param results: what :func:`train` returned for each seed, by algorithm; drawn is the interquartile mean over
+        the seeds, and the range between the lowest and the highest
     :param path: PNG file
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for axis, title, reduce in zip(axes, ("worst task", "mean of the tasks"), (np.min, np.mean), strict=True):
-        for name, result in results.items():
-            lengths = reduce(np.array(result["lengths"]), axis=1)  # type: ignore[operator]  # mypy joins two overloads
-            axis.plot(np.array(result["steps"]) / 1000, lengths, label=name, marker="o", ms=3)
+    for axis, title in zip(axes, ("worst task", "mean of the tasks"), strict=True):
+        for name, runs in results.items():
+            lengths = np.array([run["lengths"] for run in runs])  # (seed, evaluation, task)
+            curves = lengths.min(axis=2) if title == "worst task" else lengths.mean(axis=2)
+            steps = np.array(runs[0]["steps"]) / 1000
+            axis.plot(steps, [iqm(column) for column in curves.T], label=name, marker="o", ms=3)
+            axis.fill_between(steps, curves.min(axis=0), curves.max(axis=0), alpha=0.2)
         axis.set(title=title, xlabel="environment steps (thousands)", ylim=(0, 510))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("episode length (500 = solved)")
@@ -146,7 +150,7 @@ def show_one(seed: int, total_timesteps: int, output: Path) -> None:
     for label, reduce in (("worst", np.min), ("mean", np.mean)):
         table.add_row(label, *(f"{reduce(results[algorithm]['lengths'][-1]):.0f}" for algorithm in ALGORITHMS), style="bold")
     console.print(table)
-    plot(results, output / "demo.png")
+    plot({name: [result] for name, result in results.items()}, output / "demo.png")
     console.print(f"Picture: {output / 'demo.png'}   TensorBoard: tensorboard --logdir {output / 'tensorboard'}")
 
 
@@ -161,6 +165,7 @@ def measure(seeds: list[int], total_timesteps: int) -> None:
     table.add_row("worst", *(describe(final[algorithm].min(axis=1)) for algorithm in ALGORITHMS), style="bold")
     table.add_row("mean", *(describe(final[algorithm].mean(axis=1)) for algorithm in ALGORITHMS), style="bold")
     Console().print(table)
+    plot({n: [r["result"] for r in rows if r["run"]["algorithm"] == n] for n in ALGORITHMS}, RESULTS / "demo.png")
 
 
 def main() -> None:

@@ -44,7 +44,8 @@ def fake_image_env() -> FakeImageEnv:
 
 # Everything but the environment, the number of environments and of iterations are arguments of PPO.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "cartpole": {"env": "CartPole-v1", N_ENVS: 8, N_ITERATIONS: 1},  # PPO's defaults
+    # PPO's defaults, but for shorter rollouts: the same minibatches, fewer of them
+    "cartpole": {"env": "CartPole-v1", N_ENVS: 8, N_ITERATIONS: 1, "n_steps": 512},
     "cartpole_1": {"env": "CartPole-v1", N_ENVS: 1, N_ITERATIONS: 1},  # PPO's defaults
     "cartpole_zoo": {
         "env": "CartPole-v1",

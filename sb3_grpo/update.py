@@ -187,7 +187,7 @@ class CompiledUpdate:
             [],
             [n_steps],
             foreach=False,
-            capturable=th.compiler.is_compiling(),  # no number is fetched from a tensor
+            capturable=False,  # that formula divides by the learning rate, which a schedule may bring to 0
             amsgrad=False,
             maximize=False,
             beta1=self.settings["betas"][0],
