@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch as th
@@ -130,6 +131,7 @@ class CompiledUpdate:
                 for name in ("exp_avg", "exp_avg_sq")
             )
             self.n_steps = states[0]["step"].to(self.flat) if states[0] else self.flat.new_zeros(())
+        self._checked_sizes: set[int] = set()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,16 +149,24 @@ class CompiledUpdate:
         # schedules as tensors: a number that changes would have everything compiled again
         schedules = (self.optimizer.param_groups[0]["lr"], clip_range, clip_range_vf)
         tensors = (None if value is None else th.as_tensor(value, device=self.flat.device) for value in schedules)
-        vectors = (self.flat, self.exp_avg, self.exp_avg_sq, self.n_steps)
+        arguments: tuple[Any, ...] = ((self.flat, self.exp_avg, self.exp_avg_sq, self.n_steps), batch, *tensors)
+        size = len(batch.returns)
+        if size in self._checked_sizes:
+            # nothing but the size of the minibatch changes within a rollout: one check of the function's
+            # assumptions per size is enough, and each costs a fifth of a step
+            with skip_guards():
+                return self.compiled_step(*arguments)
         try:
-            return self.compiled_step(vectors, batch, *tensors)
+            terms = self.compiled_step(*arguments)
         except Exception as error:
             if not self.works:
                 raise
             self.works = False
             warnings.warn(f"`compile=True` does not work here, training goes on without it: {error}", stacklevel=2)
             self.compiled_step = self._step
-            return self(batch, clip_range, clip_range_vf)
+            terms = self.compiled_step(*arguments)
+        self._checked_sizes.add(size)
+        return terms
 
     def _unflatten(self, vector: th.Tensor) -> list[th.Tensor]:
         parts = vector.split(self.sizes)
@@ -199,6 +209,15 @@ class CompiledUpdate:
         for vector, value in zip(vectors, new, strict=True):
             vector.copy_(th.where(terms.accepted, value, vector))
         return terms
+
+
+def skip_guards() -> AbstractContextManager[None]:
+    """A context in which compiled functions do not check again what they were compiled for, where torch can do so."""
+    try:
+        return th.compiler.set_stance("default", skip_guard_eval_unsafe=True)
+    except (AttributeError, TypeError):
+        # torch before 2.7
+        return nullcontext()
 
 
 def check_compilable(optimizer: th.optim.Optimizer) -> None:
