@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-import platform
+import math
 import statistics
 import subprocess
 import sys
@@ -35,6 +35,7 @@ from sb3_grpo import GRPO
 
 N_ITERATIONS = "n_iterations"  # per measurement
 N_ENVS = "n_envs"
+MEMORY_VARIANTS = ("PPO", "GRPO 1", "GRPO 4", "GRPO 64", "GRPO 4 compiled")
 
 
 def fake_image_env() -> FakeImageEnv:
@@ -158,8 +159,14 @@ def summarize(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]
             "update_ratio_to_ppo": statistics.median(p["train"] / r["train"] for p, r in pairs),
             "rollout_share": statistics.median(r["collect_rollouts"] / r["all"] for r in result["repeats"]),
             "update_share": statistics.median(r["train"] / r["all"] for r in result["repeats"]),
-            "burn_in": result["burn_in"],
         }
+    for name, row in summary.items():
+        if name.endswith(" compiled"):
+            eager = name.removesuffix(" compiled")
+            compilation = results[name]["burn_in"] - results[eager]["burn_in"]
+            gain_per_step = 1 / summary[eager]["steps_per_second"] - 1 / row["steps_per_second"]
+            # environment steps after which compilation has paid for itself; inf where it never does
+            row["break_even"] = compilation / gain_per_step if gain_per_step > 0 else math.inf
     return summary
 
 
@@ -180,7 +187,7 @@ def print_memory(variant: str, setting: dict[str, Any]) -> None:
 
 
 def show(setting: str, summary: dict[str, dict[str, float]]) -> None:
-    table = Table("variant", "steps/s", "x PPO", "update x PPO", "rollout", "update", "peak MiB", title=setting)
+    table = Table("variant", "steps/s", "x PPO", "update x PPO", "rollout", "update", "peak MiB", "pays after", title=setting)
     for name, row in summary.items():
         table.add_row(
             name,
@@ -190,6 +197,7 @@ def show(setting: str, summary: dict[str, dict[str, float]]) -> None:
             f"{row['rollout_share']:.0%}",
             f"{row['update_share']:.0%}",
             f"{row['peak_mib']:.0f}" if "peak_mib" in row else "",
+            f"{row['break_even']:.0f} steps" if "break_even" in row else "",
         )
     Console().print(table)
 
@@ -207,7 +215,7 @@ def plot(summaries: dict[str, dict[str, dict[str, float]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="none: show results")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory-of", help="print the peak memory of one variant in MiB and do nothing else")
     arguments = parser.parse_args()
@@ -219,14 +227,18 @@ def main() -> None:
     stored = json.loads(path.read_text()) if path.exists() else {}
     for setting in arguments.settings:
         results = measure(SETTINGS[setting], arguments.repeats)
-        summary = summarize(results)
-        for name in summary:
-            summary[name]["peak_mib"] = peak_memory(name, setting)
-        show(setting, summary)
+        memory = {name: peak_memory(name, setting) for name in MEMORY_VARIANTS}
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-        stored[setting] = {"summary": summary, "results": results, "versions": versions, "machine": platform.machine()}
+        stored[setting] = {"results": results, "peak_mib": memory, "versions": versions}
         path.write_text(json.dumps(stored, indent=1) + "\n")
-    plot({setting: stored[setting]["summary"] for setting in SETTINGS if setting in stored})
+    summaries = {}
+    for setting in SETTINGS:
+        if setting in stored:
+            summaries[setting] = summarize(stored[setting]["results"])
+            for name, mebibytes in stored[setting]["peak_mib"].items():
+                summaries[setting][name]["peak_mib"] = mebibytes
+            show(setting, summaries[setting])
+    plot(summaries)
 
 
 if __name__ == "__main__":

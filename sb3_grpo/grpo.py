@@ -108,7 +108,7 @@ class GRPO(PPO):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    DEFAULT_RANDOM_GROUPS: ClassVar[int] = 4
+    DEFAULT_RANDOM_GROUPS: ClassVar[int] = 2
     policy: GroupActorCriticPolicy
     rollout_buffer: GroupRolloutBuffer
     normalize_advantage: bool | Literal["group"]  # type: ignore[assignment]  # PPO knows two values, here are three
@@ -384,9 +384,8 @@ class GRPO(PPO):
         value_loss = F.mse_loss(batch.returns, values)
         # without an analytical form the entropy is approximated
         entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
-        loss = policy_loss + self.vf_coef * value_loss
-        if self.ent_coef != 0:
-            loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        loss = policy_loss if self.ent_coef == 0 else policy_loss + self.ent_coef * entropy_loss
+        loss = loss + self.vf_coef * value_loss
         return UpdateTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio)
 
     def _describe_nonfinite(self, batch: GroupRolloutBufferSamples) -> str:

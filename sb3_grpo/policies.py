@@ -165,7 +165,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     def compile_act(self) -> None:
         """Have the rollouts' forward pass compiled; the random numbers stay torch's own, in the same order."""
         # gSDE keeps the noise of a rollout outside of what can be compiled
-        if not self.use_sde:
+        if self._compiled_act is None and not self.use_sde:
             self._compiled_act = th.compile(self._act, options={"fallback_random": True})
 
     def __getstate__(self) -> dict[str, Any]:

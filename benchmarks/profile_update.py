@@ -1,0 +1,128 @@
+"""
+Where the time of training goes, and what the limits are: parts of one update step and of one rollout step, beside
+the matrix products alone and the environment alone.
+
+``python benchmarks/profile_update.py`` (CartPole, 8 environments, minibatches of 64, four groups).
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from common import RESULTS
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_grpo import GRPO
+from sb3_grpo.update import EagerUpdate
+
+N_ENVS, BATCH_SIZE, N_GROUPS = 8, 64, 4
+KWARGS: dict[str, Any] = {"n_steps": 128, "batch_size": BATCH_SIZE, "seed": 0, "device": "cpu"}
+
+
+def microseconds(functions: dict[str, Callable[[], Any]], calls: int = 200, repeats: int = 15) -> dict[str, float]:
+    """
+    :param functions: what is to be timed; they take turns
+    :return: median over the repeats of the microseconds per call
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            if repeat:  # the first is burn-in
+                times[name].append((time.perf_counter() - start) / calls * 1e6)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def matrix_products(network_inputs: int, batch: int, n_outputs: int, with_gradient: bool) -> Callable[[], None]:
+    """
+    :return: the matrix products of two networks 64-64 with their heads, into memory that exists already
+    """
+    shapes = [(network_inputs, 64), (64, 64), (64, n_outputs), (network_inputs, 64), (64, 64), (64, N_GROUPS)]
+    products = []
+    for n_in, n_out in shapes:
+        x, w, g = th.randn(batch, n_in), th.randn(n_in, n_out), th.randn(batch, n_out)
+        products.append((x, w))
+        if with_gradient:
+            products += [(x.T, g), (g, w.T)]
+    buffers = [left @ right for left, right in products]
+
+    def multiply() -> None:
+        for (left, right), out in zip(products, buffers, strict=True):
+            th.mm(left, right, out=out)
+
+    return multiply
+
+
+def profile_update() -> dict[str, float]:
+    env = make_vec_env("CartPole-v1", N_ENVS, seed=0)
+    model, compiled = (GRPO("MlpPolicy", env, **KWARGS, n_groups=N_GROUPS, compile=choice) for choice in (False, True))
+    for either in (model, compiled):
+        either.learn(2 * KWARGS["n_steps"] * N_ENVS)
+    batch = next(model.rollout_buffer.samples().minibatches(BATCH_SIZE))
+    update = EagerUpdate(model.policy, model._update_terms, model.max_grad_norm, None)
+    loss = model._update_terms(batch, 0.2, None).loss
+    assert compiled._compiled_update is not None
+    with compiled._compiled_update as compiled_update:
+        return microseconds(
+            {
+                "eager: whole step": lambda: update(batch, 0.2, None),
+                "eager: loss": lambda: model._update_terms(batch, 0.2, None),
+                "eager: gradient": lambda: th.autograd.grad(loss, update.parameters, retain_graph=True),
+                "eager: optimizer (fused Adam)": model.policy.optimizer.step,
+                "eager: choosing the minibatch": iterate(model, batch_size=BATCH_SIZE),
+                "compiled: whole step": lambda: compiled_update(batch, 0.2, None),
+                "limit: matrix products alone": matrix_products(4, BATCH_SIZE, 2 * N_GROUPS, with_gradient=True),
+            }
+        )
+
+
+def iterate(model: GRPO, batch_size: int) -> Callable[[], Any]:
+    """
+    :return: a function that takes one minibatch, of a new pass over the rollout where the last has ended
+    """
+    samples = model.rollout_buffer.samples()
+    passes = (batch for _ in iter(int, 1) for batch in samples.minibatches(batch_size))
+    return lambda: next(passes)
+
+
+def profile_rollout() -> dict[str, float]:
+    env = make_vec_env("CartPole-v1", N_ENVS, seed=0)
+    ppo = PPO("MlpPolicy", env, **KWARGS)
+    grpo = GRPO("MlpPolicy", env, **KWARGS, n_groups=N_GROUPS)
+    compiled = GRPO("MlpPolicy", env, **KWARGS, n_groups=N_GROUPS)
+    compiled.policy.compile_act()
+    obs, actions = th.as_tensor(env.reset()), np.zeros(N_ENVS, dtype=int)
+    with th.no_grad():
+        return microseconds(
+            {
+                "PPO: policy": lambda: ppo.policy(obs),
+                "GRPO: policy": lambda: grpo.policy(obs),
+                "GRPO compiled: policy": lambda: compiled.policy(obs),
+                f"limit: {N_ENVS} environments alone": lambda: env.step(actions),
+                "limit: matrix products alone": matrix_products(4, N_ENVS, 2 * N_GROUPS, with_gradient=False),
+            }
+        )
+
+
+def main() -> None:
+    th.set_num_threads(1)
+    profile = {"update of a minibatch": profile_update(), f"rollout, step of {N_ENVS} environments": profile_rollout()}
+    (RESULTS / "profile.json").write_text(json.dumps(profile, indent=1) + "\n")
+    for title, rows in profile.items():
+        table = Table("part", "microseconds", title=title)
+        for name, value in rows.items():
+            table.add_row(name, f"{value:.0f}")
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
