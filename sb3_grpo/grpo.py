@@ -194,7 +194,8 @@ class GRPO(PPO):
         # (group, steps, score, weight) of the last rollout
         self._group_stats: list[tuple[int, int, float, float]] = []
         self._group_seed: int | None = None
-        self._built_groups: dict[str, int | str] = {}
+        # what the policy was built with; load() must not be able to change it by keyword
+        self._built_groups: dict[str, Any] = {}
         if _init_setup_model:
             self._setup_model()
 
@@ -208,6 +209,8 @@ class GRPO(PPO):
         if not issubclass(self.policy_class, GroupActorCriticPolicy):
             raise ValueError(f"`policy` must be a subclass of GroupActorCriticPolicy, got {self.policy_class.__name__}")
         self._group_coef_schedule = make_group_coef_schedule(self.group_coef)
+        router = self.router if isinstance(self.router, str) else "a callable"
+        self._refuse_change(n_groups=self.n_groups, max_groups=self.max_groups, router=router)
         own_policy_kwargs = self.policy_kwargs
         self.policy_kwargs = {**own_policy_kwargs, **self._make_group_kwargs()}
         try:
@@ -215,12 +218,17 @@ class GRPO(PPO):
         finally:
             # what the user gave is what load(policy_kwargs=...) compares with
             self.policy_kwargs = own_policy_kwargs
-        self._remember_groups()
+        self._refuse_change(n_cells=self.policy.router.n_cells)
+        self.n_groups, self.max_groups = self.policy.n_groups, self.policy.max_groups
+        self._built_groups = dict(
+            n_groups=self.n_groups, max_groups=self.max_groups, router=router, n_cells=self.policy.router.n_cells
+        )
         if self.compile:
             check_compilable(self.policy.optimizer)
 
     def _make_group_kwargs(self) -> dict[str, Any]:
-        n_groups, max_groups, router_kwargs = self.n_groups, self.max_groups, dict(self.router_kwargs or {})
+        n_groups, max_groups = (self._built_groups.get(name, getattr(self, name)) for name in ("n_groups", "max_groups"))
+        router_kwargs = dict(self.router_kwargs or {})
         if self.router == "random":
             if n_groups is None:
                 n_groups = min(self.DEFAULT_RANDOM_GROUPS, max_groups or self.DEFAULT_RANDOM_GROUPS)
@@ -236,24 +244,18 @@ class GRPO(PPO):
             group_seed=self._group_seed,
         )
 
-    def _remember_groups(self) -> None:
+    def _refuse_change(self, **given: Any) -> None:
         """
-        Keep what decides the shapes of the policy where ``load(**kwargs)`` cannot overwrite it by accident.
+        ``load(**kwargs)`` writes into the model before it is set up: what decides the shapes of a saved policy must
+        not be changed by that.
 
-        :raises ValueError: if a loaded model was given other groups than it was saved with
+        :param given: what the model is to be built with; ``None``: as before
+        :raises ValueError: if it was built with something else
         """
-        router = self.router if isinstance(self.router, str) else "a callable"
-        policy = self.policy
-        built: dict[str, int | str] = dict(
-            n_groups=policy.n_groups, max_groups=policy.max_groups, router=router, n_cells=policy.router.n_cells
-        )
-        for name, saved in self._built_groups.items():
-            if built[name] != saved:
-                raise ValueError(
-                    f"`{name}` of a saved model cannot be changed: it was built with {saved!r}, got {built[name]!r}"
-                )
-        self._built_groups = built
-        self.n_groups, self.max_groups = policy.n_groups, policy.max_groups
+        for name, value in given.items():
+            saved = self._built_groups.get(name)
+            if value is not None and saved is not None and value != saved:
+                raise ValueError(f"`{name}` of a saved model cannot be changed: it was built with {saved!r}, got {value!r}")
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "GroupActorCriticPolicy") -> None:
         super()._maybe_recommend_cpu(mlp_class_name)

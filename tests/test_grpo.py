@@ -75,7 +75,7 @@ class TestSaving:
         obs = task_cartpole.reset()
         np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
         assert repr(loaded.groups) == repr(model.groups)
-        assert (loaded.n_groups, loaded.max_groups) == (4, 5)
+        assert (loaded.n_groups, loaded.max_groups) == (2, 5)
 
     @pytest.mark.parametrize("n_envs", [1, 4, 7])
     def test_continue(self, task_cartpole, tmp_path, n_envs):
@@ -112,8 +112,8 @@ class TestSaving:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (dict(n_groups=3), r"`n_groups` of a saved model cannot be changed: it was built with 4, got 3"),
-            (dict(max_groups=6), r"`max_groups` of a saved model cannot be changed: it was built with 4, got 6"),
+            (dict(n_groups=3), r"`n_groups` of a saved model cannot be changed: it was built with 2, got 3"),
+            (dict(max_groups=6), r"`max_groups` of a saved model cannot be changed: it was built with 2, got 6"),
             (dict(router_kwargs=dict(n_cells=9)), r"`n_cells` of a saved model cannot be changed: it was built with 8, got 9"),
             (ONE_HOT, r"`router` of a saved model cannot be changed: it was built with 'random', got 'one_hot'"),
         ],
@@ -125,7 +125,7 @@ class TestSaving:
 
     def test_what_does_not_change_the_groups_can_be_given(self, task_cartpole, tmp_path):
         make_model(task_cartpole).save(tmp_path / "model")
-        loaded = GRPO.load(tmp_path / "model", env=task_cartpole, n_groups=4, group_coef=1e-5, learning_rate=1e-5)
+        loaded = GRPO.load(tmp_path / "model", env=task_cartpole, n_groups=2, group_coef=1e-5, learning_rate=1e-5)
         loaded.learn(128)
         assert loaded.group_coef == 1e-5
         assert loaded.logger.name_to_value["groups/coef_effective"] == 1e-5
@@ -292,8 +292,8 @@ class TestGroupRecords:
         assert [record.score for record in by_return] == pytest.approx([2.0, 6.0])
 
     def test_default_number_of_groups(self, cartpole, task_cartpole):
-        assert make_model(cartpole).n_groups == 4
-        assert make_model(cartpole, max_groups=2).n_groups == 2
+        assert make_model(cartpole).n_groups == 2
+        assert make_model(cartpole, max_groups=1).n_groups == 1
         assert make_model(task_cartpole, **ONE_HOT).n_groups == 4
         assert make_model(cartpole, router=left_or_right, router_kwargs=dict(n_cells=2)).n_groups == 2
 
