@@ -50,7 +50,6 @@ def fake_image_env() -> FakeImageEnv:
 SETTINGS: dict[str, dict[str, Any]] = {
     # PPO's defaults, but for shorter rollouts: the same minibatches, fewer of them
     "cartpole": {"env": "CartPole-v1", N_ENVS: 8, N_ITERATIONS: 1, "n_steps": 512},
-    "cartpole_1": {"env": "CartPole-v1", N_ENVS: 1, N_ITERATIONS: 1},  # PPO's defaults
     "cartpole_zoo": {
         "env": "CartPole-v1",
         N_ENVS: 8,

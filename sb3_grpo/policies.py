@@ -16,9 +16,10 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
-    BasePolicy,
     MultiInputActorCriticPolicy,
 )
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -79,6 +80,8 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         # the trunk was built for what it may see, everybody else hands over whole observations
         self.observation_space = observation_space
         self.router = made_router
+        entries = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
+        self._image_keys = {key for key, space in entries.items() if self.normalize_images and is_image_space(space)}
         self.register_buffer("cell_to_group", th.as_tensor(deal_cells(made_router.n_cells, n_groups, group_seed)))
         self.group_seed = group_seed
         self._group_kwargs = dict(
@@ -121,12 +124,39 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             return th.zeros(len(first), dtype=th.long, device=first.device)
         return self.cell_to_group[self.router(obs)]
 
-    def _latents(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        features = self.extract_features(self.router.visible(obs))
+    def _preprocess(self, obs: PyTorchObs) -> PyTorchObs:
+        """
+        :param obs: batch of whole observations
+        :return: what the features extractors get: without what the router hides, and as SB3's ``preprocess_obs``
+            makes it (which would ask at each call whether the space is that of an image)
+        """
+        obs, space = self.router.visible(obs), self.observation_space
+        if isinstance(space, spaces.Dict):
+            assert isinstance(obs, dict)
+            return {key: self._scale(value, space[key], key) for key, value in obs.items()}
+        assert isinstance(obs, th.Tensor)
+        return self._scale(obs, space, None)
+
+    def _scale(self, obs: th.Tensor, space: spaces.Space, key: str | None) -> th.Tensor:
+        if key in self._image_keys:
+            return obs.float() / 255.0
+        return preprocess_obs(obs, space, normalize_images=False)  # type: ignore[return-value]
+
+    def extract_features(  # type: ignore[override]
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
+        preprocessed = self._preprocess(obs)
+        if features_extractor is not None:
+            return features_extractor(preprocessed)
         if self.share_features_extractor:
-            return self.mlp_extractor(features)
-        pi_features, vf_features = features
-        return self.mlp_extractor.forward_actor(pi_features), self.mlp_extractor.forward_critic(vf_features)
+            return self.features_extractor(preprocessed)
+        return self.pi_features_extractor(preprocessed), self.vf_features_extractor(preprocessed)
+
+    def _latents(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        features = self.extract_features(obs)
+        if isinstance(features, tuple):
+            return self.mlp_extractor.forward_actor(features[0]), self.mlp_extractor.forward_critic(features[1])
+        return self.mlp_extractor(features)
 
     def _action_params(self, latent_pi: th.Tensor, groups: th.Tensor, rows: th.Tensor | None) -> Any:
         outputs = self.action_net(latent_pi)
@@ -209,7 +239,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         return self.action_family.mode(params) if deterministic else self.action_family.sample(params)
 
     def _params(self, obs: PyTorchObs) -> Any:
-        features = BasePolicy.extract_features(self, self.router.visible(obs), self.pi_features_extractor)
+        features = self.pi_features_extractor(self._preprocess(obs))
         groups = self.groups(obs)
         rows = head_rows(groups, self.max_groups)
         return self._action_params(self.mlp_extractor.forward_actor(features), groups, rows)
@@ -224,7 +254,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         return params if self.use_sde else self.action_dist.proba_distribution(params)
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        features = BasePolicy.extract_features(self, self.router.visible(obs), self.vf_features_extractor)
+        features = self.vf_features_extractor(self._preprocess(obs))
         groups = self.groups(obs)
         rows = head_rows(groups, self.max_groups)
         values = choose_head(self.value_net(self.mlp_extractor.forward_critic(features)), rows, self.max_groups)

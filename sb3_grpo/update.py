@@ -182,7 +182,8 @@ class CompiledUpdate:
     ) -> UpdateTerms:
         def loss(parameters: list[th.Tensor]) -> tuple[th.Tensor, UpdateTerms]:
             named = {f"policy.{name}": parameter for name, parameter in zip(self.names, parameters, strict=True)}
-            terms = th.func.functional_call(self.function, named, (batch, clip_range, clip_range_vf))
+            # SB3 registers a shared features extractor under three names: to replace it once is enough
+            terms = th.func.functional_call(self.function, named, (batch, clip_range, clip_range_vf), tie_weights=False)
             return terms.loss, terms.judge(self.max_kl)
 
         gradients, terms = th.func.grad(loss, has_aux=True)(self._unflatten(vectors[0]))

@@ -10,6 +10,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv
 
 from sb3_grpo import GRPO
 from sb3_grpo.update import CompiledUpdate
@@ -78,6 +79,18 @@ def test_compiled_equals_eager(env_id: str, batch_size: int, tmp_path: Path, cap
     copied = copy.deepcopy(compiled.policy)
     assert copied._compiled_act is None
     assert compiled.policy._compiled_act is not None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_compiled_equals_eager_for_images() -> None:
+    models = []
+    for compile_ in (False, True):
+        env = make_vec_env(lambda: FakeImageEnv(screen_height=36, screen_width=36), 2, seed=0)
+        kwargs: dict[str, Any] = {**TINY, "policy_kwargs": None, "n_steps": 16, "batch_size": 16}
+        models.append(GRPO("CnnPolicy", env, **kwargs, compile=compile_).learn(64))
+    assert models[1]._compiled_update is not None
+    assert models[1]._compiled_update.works
+    assert_close(*models)
 
 
 @pytest.mark.parametrize("compile_", [False, True])
