@@ -29,6 +29,12 @@ def make_model(env_id: str = "CartPole-v1", **kwargs: Any) -> GRPO:
     return GRPO("MlpPolicy", make_vec_env(env_id, 2, seed=0), **{**TINY, **kwargs})
 
 
+def seeded_image_env() -> FakeImageEnv:
+    env = FakeImageEnv(screen_height=36, screen_width=36)
+    env.observation_space.seed(0)  # its images are samples of the space
+    return env
+
+
 def falling(progress_remaining: float) -> float:
     return 0.2 * progress_remaining
 
@@ -85,7 +91,7 @@ def test_compiled_equals_eager(env_id: str, batch_size: int, tmp_path: Path, cap
 def test_compiled_equals_eager_for_images() -> None:
     models = []
     for compile_ in (False, True):
-        env = make_vec_env(lambda: FakeImageEnv(screen_height=36, screen_width=36), 2, seed=0)
+        env = make_vec_env(seeded_image_env, 2, seed=0)
         kwargs: dict[str, Any] = {**TINY, "policy_kwargs": None, "n_steps": 16, "batch_size": 16}
         models.append(GRPO("CnnPolicy", env, **kwargs, compile=compile_).learn(64))
     assert models[1]._compiled_update is not None
