@@ -8,6 +8,8 @@ import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_grpo.routing import MAX_CHUNK, split_obs
+
 
 class GroupRolloutBufferSamples(NamedTuple):
     """SB3's samples plus two entries per step, each of shape ``(B,)``."""
@@ -84,7 +86,8 @@ class GroupBufferMixin(RolloutBuffer):
         :param route: maps the observations of all ``B`` steps to their groups, shape ``(B,)``
         """
         samples = self.samples()
-        self._samples = samples._replace(groups=route(samples.observations))
+        groups = th.cat([route(part) for part in split_obs(samples.observations, MAX_CHUNK)])
+        self._samples = samples._replace(groups=groups)
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         samples = self.samples()

@@ -1,7 +1,7 @@
 """Routers: from an observation to its cell, the smallest unit of decisions that can be regrouped."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import nn
 
 # Observations with more dimensions are projected to this many before the random router compares them.
 MAX_DISTANCE_DIM = 32
+# Rollouts are routed in parts of at most this many steps: a whole rollout of images as floats would not be small.
+MAX_CHUNK = 32
 
 
 class Router(nn.Module):
@@ -107,21 +109,28 @@ class RandomRouter(Router):
     def fit(self, obs: PyTorchObs, seed: int) -> None:
         if self.bias.isfinite().all():
             return
-        random, flat = np.random.default_rng(seed), self._flat(obs)
-        offset = flat.mean(dim=0)
-        projection = th.eye(flat.shape[1], device=flat.device)
-        if flat.shape[1] > MAX_DISTANCE_DIM:
-            gaussian = random.standard_normal((flat.shape[1], MAX_DISTANCE_DIM), dtype=np.float32)
-            projection = th.as_tensor(gaussian / math.sqrt(flat.shape[1]), device=flat.device)
-        points = (flat - offset) @ projection
-        std = points.std(dim=0, correction=0)
+        random = np.random.default_rng(seed)
+        chunks = split_obs(obs, MAX_CHUNK)
+        # close to the mean, which keeps differences exact where observations are far from 0
+        offset = self._flat(next(chunks)).mean(dim=0)
+        projection = self._projection(random, len(offset)).to(offset.device)
+        points = th.cat([(self._flat(chunk) - offset) @ projection for chunk in split_obs(obs, MAX_CHUNK)])
+        mean, std = points.mean(dim=0), points.std(dim=0, correction=0)
         # a coordinate that never moves says nothing: leave it out instead of dividing by nothing
         inverse_std = th.where(std > 1e-6, 1 / std, 0.0)
         drawn = random.choice(len(points), size=self.n_cells, replace=len(points) < self.n_cells)
-        centres = points[th.as_tensor(drawn, device=points.device)] * inverse_std
+        centres = (points[th.as_tensor(drawn, device=points.device)] - mean) * inverse_std
+        slopes = centres * inverse_std
         self.offset.copy_(offset)
-        self.weight.copy_((centres * inverse_std) @ projection.T)
-        self.bias.copy_(-0.5 * centres.square().sum(dim=1))
+        self.weight.copy_(slopes @ projection.T)
+        self.bias.copy_(-0.5 * centres.square().sum(dim=1) - slopes @ mean)
+
+    @staticmethod
+    def _projection(random: np.random.Generator, input_dim: int) -> th.Tensor:
+        if input_dim <= MAX_DISTANCE_DIM:
+            return th.eye(input_dim)
+        gaussian = random.standard_normal((input_dim, MAX_DISTANCE_DIM), dtype=np.float32)
+        return th.as_tensor(gaussian / math.sqrt(input_dim))
 
 
 class OneHotRouter(Router):
@@ -251,6 +260,19 @@ def as_collected(obs: Any, space: spaces.Space) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: as_collected(value, space[key]) for key, value in obs.items()}
     return obs.flatten().long() if isinstance(space, spaces.Discrete) else obs
+
+
+def split_obs(obs: PyTorchObs, size: int) -> Iterator[PyTorchObs]:
+    """
+    :param obs: batch of observations
+    :param size: largest number of observations in a part
+    :return: the parts, in order
+    """
+    if isinstance(obs, dict):
+        for parts in zip(*(value.split(size) for value in obs.values()), strict=True):
+            yield dict(zip(obs, parts, strict=True))
+    else:
+        yield from obs.split(size)
 
 
 def check_cells(cells: th.Tensor, batch: int, n_cells: int, origin: str) -> None:
