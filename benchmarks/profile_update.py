@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from torch.optim.adam import adam
 
 from sb3_grpo import GRPO
 from sb3_grpo.update import EagerUpdate
@@ -78,11 +79,65 @@ def profile_update() -> dict[str, float]:
                 "eager: loss": lambda: model._update_terms(batch, 0.2, None),
                 "eager: gradient": lambda: th.autograd.grad(loss, update.parameters, retain_graph=True),
                 "eager: optimizer (fused Adam)": model.policy.optimizer.step,
+                "eager: network, inside the loss": lambda: model.policy.mlp_extractor(batch.observations),
+                "tried: network without nn.Module.__call__": layer_by_layer(model, batch.observations),
+                "tried: fused Adam through its functional form": functional_adam(model),
                 "eager: choosing the minibatch": iterate(model, batch_size=BATCH_SIZE),
                 "compiled: whole step": lambda: compiled_update(batch, 0.2, None),
                 "limit: matrix products alone": matrix_products(4, BATCH_SIZE, 2 * N_GROUPS, with_gradient=True),
             }
         )
+
+
+def layer_by_layer(model: GRPO, observations: th.Tensor) -> Callable[[], Any]:
+    """
+    :return: the two networks, calling ``forward`` of each layer directly
+    """
+    networks = (model.policy.mlp_extractor.policy_net, model.policy.mlp_extractor.value_net)
+
+    def run() -> list[th.Tensor]:
+        outputs = []
+        for network in networks:
+            x = observations
+            for layer in network:
+                x = layer.forward(x)
+            outputs.append(x)
+        return outputs
+
+    return run
+
+
+def functional_adam(model: GRPO) -> Callable[[], Any]:
+    """
+    :return: the optimizer's step, from lists that are made once
+    """
+    optimizer = model.policy.optimizer
+    parameters: list[th.Tensor] = list(model.policy.parameters())
+    states = [optimizer.state[parameter] for parameter in model.policy.parameters()]
+    exp_avgs, exp_avg_sqs, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    settings = optimizer.param_groups[0]
+    gradients = [th.zeros_like(parameter) for parameter in parameters]
+
+    @th.no_grad()
+    def step() -> None:
+        adam(
+            parameters,
+            gradients,
+            exp_avgs,
+            exp_avg_sqs,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=settings["betas"][0],
+            beta2=settings["betas"][1],
+            lr=settings["lr"],
+            weight_decay=0.0,
+            eps=settings["eps"],
+            maximize=False,
+        )
+
+    return step
 
 
 def iterate(model: GRPO, batch_size: int) -> Callable[[], Any]:
