@@ -69,6 +69,7 @@ def profile_update() -> dict[str, float]:
     for either in (model, compiled):
         either.learn(2 * KWARGS["n_steps"] * N_ENVS)
     batch = next(model.rollout_buffer.samples().minibatches(BATCH_SIZE))
+    assert isinstance(batch.observations, th.Tensor)
     update = EagerUpdate(model.policy, model._update_terms, model.max_grad_norm, None)
     loss = model._update_terms(batch, 0.2, None).loss
     assert compiled._compiled_update is not None
