@@ -29,9 +29,9 @@ from common import PACKAGES, RESULTS
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_grpo import GRPO
 
@@ -82,12 +82,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_variants() -> dict[str, Callable[..., BaseAlgorithm]]:
+def make_variants() -> dict[str, Callable[..., OnPolicyAlgorithm]]:
     """
     :return: constructors by name, with the arguments of PPO
     """
 
-    variants: dict[str, Callable[..., BaseAlgorithm]] = {"PPO": PPO}
+    variants: dict[str, Callable[..., OnPolicyAlgorithm]] = {"PPO": PPO}
     variants |= {f"GRPO {n}": functools.partial(GRPO, n_groups=n) for n in (1, 4, 16, 64)}
     variants |= {f"GRPO {n} compiled": functools.partial(GRPO, n_groups=n, compile=True) for n in (4, 64)}
     if importlib.util.find_spec("sbx"):
@@ -95,7 +95,7 @@ def make_variants() -> dict[str, Callable[..., BaseAlgorithm]]:
     return variants
 
 
-def make_model(constructor: Callable[..., BaseAlgorithm], setting: dict[str, Any]) -> BaseAlgorithm:
+def make_model(constructor: Callable[..., OnPolicyAlgorithm], setting: dict[str, Any]) -> OnPolicyAlgorithm:
     kwargs = {name: value for name, value in setting.items() if name not in ("policy", "env", N_ENVS, N_ITERATIONS)}
     env = make_vec_env(setting["env"], setting[N_ENVS], seed=0)
     return constructor(setting.get("policy", "MlpPolicy"), env, seed=0, device="cpu", **kwargs)
@@ -108,7 +108,7 @@ class Clock:
     :param model: whose methods are to be timed
     """
 
-    def __init__(self, model: BaseAlgorithm):
+    def __init__(self, model: OnPolicyAlgorithm):
         self.seconds = {"collect_rollouts": 0.0, "train": 0.0}
         for name in self.seconds:
             setattr(model, name, self._timed(name, getattr(model, name)))
@@ -128,12 +128,12 @@ def measure(setting: dict[str, Any], repeats: int) -> dict[str, dict[str, Any]]:
     :return: by variant: seconds of each repeat for rollout, update and all; environment steps; seconds of burn-in
     """
     models = {name: make_model(constructor, setting) for name, constructor in make_variants().items()}
-    steps = {name: int(model.n_steps * model.n_envs * setting[N_ITERATIONS]) for name, model in models.items()}  # type: ignore[attr-defined]
+    steps = {name: int(model.n_steps * model.n_envs * setting[N_ITERATIONS]) for name, model in models.items()}
     results: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
         start = time.perf_counter()
         # two iterations: the compiled rollout begins with the second
-        model.learn(2 * model.n_steps * model.n_envs)  # type: ignore[attr-defined]
+        model.learn(2 * model.n_steps * model.n_envs)
         results[name] = {"steps": steps[name], "burn_in": time.perf_counter() - start, "repeats": []}
     clocks = {name: Clock(model) for name, model in models.items()}
     for _ in range(repeats):
@@ -182,7 +182,7 @@ def peak_memory(variant: str, setting: str) -> float:
 
 def print_memory(variant: str, setting: dict[str, Any]) -> None:
     model = make_model(make_variants()[variant], setting)
-    model.learn(2 * model.n_steps * model.n_envs)  # type: ignore[attr-defined]
+    model.learn(2 * model.n_steps * model.n_envs)
     # not getrusage: its peak is inherited from the process that started this one
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     print(int(line.split()[1]) / 1024)

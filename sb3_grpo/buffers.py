@@ -65,7 +65,7 @@ class GroupBufferMixin(RolloutBuffer):
             if not self.full:
                 raise RuntimeError(f"the rollout is not complete: {self.pos} of {self.buffer_size} steps")
             self._flatten()
-            samples = super()._get_samples(slice(None))  # type: ignore[arg-type]
+            samples = super()._get_samples(slice(None))  # type: ignore[arg-type]  # a slice indexes too
             groups, weights = th.zeros_like(samples.returns, dtype=th.long), th.ones_like(samples.returns)
             self._samples = GroupRolloutBufferSamples(*samples, groups=groups, weights=weights)
         return self._samples

@@ -264,13 +264,14 @@ class GRPO(PPO):
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         # the first look at real observations, before any training time is spent
         router, normalize = self.policy.router, self._vec_normalize_env
+        assert self._last_obs is not None
         if normalize is None:
-            router.check(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+            router.check(obs_as_tensor(self._last_obs, self.device))
         elif normalize is self.env:
             router.check(obs_as_tensor(normalize.get_original_obs(), self.device))
         else:
             # wrapped further: what was normalised cannot be told from here, but it must at least be routed
-            router(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+            router(obs_as_tensor(self._last_obs, self.device))
         return total_timesteps, callback
 
     def _excluded_save_params(self) -> list[str]:
@@ -290,8 +291,12 @@ class GRPO(PPO):
         """Update the policy with the rollout in the buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
-        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+        # PPO._setup_model made schedules of them
+        assert callable(self.clip_range)
+        clip_range, clip_range_vf = self.clip_range(self._current_progress_remaining), None
+        if self.clip_range_vf is not None:
+            assert callable(self.clip_range_vf)
+            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)
 
         rollout, balance = self._compare_groups()
 

@@ -1,6 +1,7 @@
 """Routers: from an observation to its cell, the smallest unit of decisions that can be regrouped."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ MAX_DISTANCE_DIM = 32
 MAX_CHUNK = 32
 
 
-class Router(nn.Module):
+class Router(nn.Module, ABC):
     """
     Maps a batch of observations to cells; the map never changes once fitted.
 
@@ -44,12 +45,12 @@ class Router(nn.Module):
         """
         return obs
 
+    @abstractmethod
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: batch of ``B`` observations, as the policy receives them
         :return: cells, shape ``(B,)``, integers in ``[0, n_cells)``
         """
-        raise NotImplementedError
 
     def fit(self, obs: PyTorchObs, seed: int) -> None:
         """

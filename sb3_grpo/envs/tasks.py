@@ -1,5 +1,6 @@
 """What multi-task environments share: drawing a task at each reset and showing it in the observation."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike
 Task = Mapping[str, Any]
 
 
-class TaskEnv(gym.Env[Any, Any]):
+class TaskEnv(gym.Env[Any, Any], ABC):
     """
     Plays one of several tasks of an environment in each episode. A subclass says in :meth:`_apply_task` what a
     task changes.
@@ -107,11 +108,11 @@ class TaskEnv(gym.Env[Any, Any]):
     def close(self) -> None:
         self.env.close()
 
+    @abstractmethod
     def _apply_task(self, task: Task) -> None:
         """
         :param task: what is to hold in the episode that starts now
         """
-        raise NotImplementedError
 
     def _task_space(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
         assert isinstance(space, spaces.Box)
