@@ -1,7 +1,8 @@
 """
 Measurements behind two defaults of GRPO: ``group_coef``, and ``n_groups`` of the random router.
 
-``python benchmarks/defaults.py`` runs what is missing and prints the tables. The seeds are used for nothing else.
+``python benchmarks/defaults.py`` runs what is missing and prints the tables. The seeds serve choosing only: no result is
+reported with them but these tables.
 """
 
 import argparse

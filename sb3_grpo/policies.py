@@ -112,7 +112,11 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         if self.optimizer_class is th.optim.Adam:
             # one kernel for all parameters; with one head the optimizer stays SB3's, to the last bit
             self.optimizer_kwargs = {"fused": True, **self.optimizer_kwargs}
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = self.optimizer_class(
+            self.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]  # every optimizer has it, but torch's base class
+            **self.optimizer_kwargs,
+        )
 
     def groups(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -140,9 +144,11 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     def _scale(self, obs: th.Tensor, space: spaces.Space, key: str | None) -> th.Tensor:
         if key in self._image_keys:
             return obs.float() / 255.0
-        return preprocess_obs(obs, space, normalize_images=False)  # type: ignore[return-value]
+        preprocessed = preprocess_obs(obs, space, normalize_images=False)
+        assert isinstance(preprocessed, th.Tensor)
+        return preprocessed
 
-    def extract_features(  # type: ignore[override]
+    def extract_features(  # type: ignore[override]  # SB3's own signature, which differs from its base class
         self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
     ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
         preprocessed = self._preprocess(obs)
@@ -212,7 +218,8 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             raise error
         if not healthy:
             self._raise_if_nonfinite(obs)
-        return actions.reshape((-1, *self.action_space.shape)), values, log_prob  # type: ignore[misc]
+        assert self.action_space.shape is not None
+        return actions.reshape((-1, *self.action_space.shape)), values, log_prob
 
     def _raise_if_nonfinite(self, obs: PyTorchObs) -> None:
         groups = self.groups(obs)

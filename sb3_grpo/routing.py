@@ -97,12 +97,14 @@ class RandomRouter(Router):
 
     def _flat(self, obs: PyTorchObs) -> th.Tensor:
         if self._is_vector:
-            return obs.float()  # type: ignore[union-attr]
+            assert isinstance(obs, th.Tensor)
+            return obs.float()
         preprocessed = preprocess_obs(obs, self.observation_space)
         if not isinstance(preprocessed, dict):
             return preprocessed.flatten(1)
+        assert isinstance(self.observation_space, spaces.Dict)
         # in the order of the space: the keys of an observation may come in any order
-        return th.cat([preprocessed[key].flatten(1) for key in self.observation_space], dim=1)  # type: ignore[attr-defined]
+        return th.cat([preprocessed[key].flatten(1) for key in self.observation_space], dim=1)
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         return th.addmm(self.bias, self._flat(obs) - self.offset, self.weight.T).argmax(dim=1)

@@ -153,7 +153,7 @@ class CompiledUpdate:
         size = len(batch.returns)
         if size in self._checked_sizes:
             # nothing but the size of the minibatch changes within a rollout: one check of the function's
-            # assumptions per size is enough, and each costs a fifth of a step
+            # assumptions per size is enough
             with skip_guards():
                 return self.compiled_step(*arguments)
         try:

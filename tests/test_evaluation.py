@@ -39,7 +39,7 @@ def ppo():
 @pytest.fixture
 def grpo():
     options = dict(router="one_hot", router_kwargs=dict(columns=(1, 3)))
-    return GRPO("MlpPolicy", CountingEnv(), seed=0, n_steps=8, batch_size=8, **options)  # type: ignore[arg-type]
+    return GRPO("MlpPolicy", CountingEnv(), seed=0, n_steps=8, batch_size=8, **options)  # type: ignore[arg-type]  # a dict of mixed types
 
 
 class TestEvaluateGroups:
@@ -180,7 +180,7 @@ class TestGroupEvalCallback:
 
     def test_unknown_criterion(self):
         with pytest.raises(ValueError, match='`best_by` must be "mean" or "worst", got \'median\''):
-            GroupEvalCallback(counting(), best_by="median", verbose=0)  # type: ignore[arg-type]
+            GroupEvalCallback(counting(), best_by="median", verbose=0)  # type: ignore[arg-type]  # the error under test
 
 
 class Drifting(CountingEnv):

@@ -156,7 +156,7 @@ class TestOneHotRouter:
 
 
 class TestDiscreteRouter:
-    obs = {"obs": th.zeros(3, 2), "task": th.tensor([2, 0, 1])}  # noqa: RUF012
+    obs = {"obs": th.zeros(3, 2), "task": th.tensor([2, 0, 1])}  # noqa: RUF012  # never changed
 
     @pytest.mark.parametrize("shape", [(3,), (3, 1)])
     def test_cells(self, shape):
