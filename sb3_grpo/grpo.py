@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
 from sb3_grpo.losses import GroupBalance, approx_kl, balance_groups, clipped_surrogate, group_means, group_std
 from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy
-from sb3_grpo.update import CompiledUpdate, EagerUpdate, Update, UpdateTerms, check_compilable
+from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate, Update, UpdateTerms, check_plain_adam, is_plain_adam
 
 SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
 
@@ -224,7 +224,7 @@ class GRPO(PPO):
             n_groups=self.n_groups, max_groups=self.max_groups, router=router, n_cells=self.policy.router.n_cells
         )
         if self.compile:
-            check_compilable(self.policy.optimizer)
+            check_plain_adam(self.policy.optimizer)
 
     def _make_group_kwargs(self) -> dict[str, Any]:
         n_groups, max_groups = (self._built_groups.get(name, getattr(self, name)) for name in ("n_groups", "max_groups"))
@@ -330,7 +330,9 @@ class GRPO(PPO):
         :param max_kl: no step is taken beyond this KL divergence
         """
         if not self.compile:
-            return EagerUpdate(self.policy, self._update_terms, self.max_grad_norm, max_kl)
+            # with one head PPO's arithmetic to the last bit
+            flat = self.policy.max_groups > 1 and is_plain_adam(self.policy.optimizer)
+            return (FlatUpdate if flat else EagerUpdate)(self.policy, self._update_terms, self.max_grad_norm, max_kl)
         if self._compiled_update is None:
             print("GRPO: the first update compiles the training step; this takes about half a minute", flush=True)
             self._compiled_update = CompiledUpdate(self.policy, self._update_terms, self.max_grad_norm, max_kl)

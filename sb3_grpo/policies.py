@@ -109,9 +109,6 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
                 self.max_groups, self.action_dist.action_dim, self.action_dist.latent_sde_dim, **self.dist_kwargs
             )
             self.reset_noise()
-        if self.optimizer_class is th.optim.Adam:
-            # one kernel for all parameters; with one head the optimizer stays SB3's, to the last bit
-            self.optimizer_kwargs = {"fused": True, **self.optimizer_kwargs}
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]  # every optimizer has it, but torch's base class
@@ -243,7 +240,10 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         params = self._params(observation)
-        return self.action_family.mode(params) if deterministic else self.action_family.sample(params)
+        actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
+        if not math.isfinite(self.action_family.log_prob(params, actions).sum().item()):
+            self._raise_if_nonfinite(observation)
+        return actions
 
     def _params(self, obs: PyTorchObs) -> Any:
         features = self.pi_features_extractor(self._preprocess(obs))

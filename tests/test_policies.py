@@ -330,3 +330,10 @@ class TestNonFiniteObservations:
 
     def test_finite_ones_pass(self, action_space):
         assert make_policy(action_space)(make_obs(GROUPS))[1].isfinite().all()
+
+    def test_are_named_by_predict(self, action_space):
+        policy = make_policy(action_space)
+        obs = make_obs(GROUPS)
+        obs[3, 0] = th.nan
+        with pytest.raises(ValueError, match=r"observations must be finite, but 1 of 10 .*environments \[3\]"):
+            policy.predict(obs.numpy(), deterministic=True)

@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 
 from sb3_grpo import GRPO
-from sb3_grpo.update import CompiledUpdate
+from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate
 
 TINY: dict[str, Any] = {
     "n_steps": 32,
@@ -85,6 +85,44 @@ def test_compiled_equals_eager(env_id: str, batch_size: int, tmp_path: Path, cap
     copied = copy.deepcopy(compiled.policy)
     assert copied._compiled_act is None
     assert compiled.policy._compiled_act is not None
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("optimizer_kwargs", [{}, {"weight_decay": 0.01, "betas": (0.8, 0.9), "foreach": False}])
+def test_flat_equals_eager(env_id: str, optimizer_kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    policy_kwargs = {**TINY["policy_kwargs"], "optimizer_kwargs": {"eps": 1e-5, **optimizer_kwargs}}
+    kwargs: dict[str, Any] = {"learning_rate": slowing, "max_grad_norm": 0.1, "policy_kwargs": policy_kwargs}
+    flat = make_model(env_id, **kwargs).learn(192)
+    monkeypatch.setattr("sb3_grpo.grpo.is_plain_adam", lambda optimizer: False)
+    eager = make_model(env_id, **kwargs).learn(192)
+    assert isinstance(eager._make_update(None), EagerUpdate)
+    assert_close(flat, eager)
+    flat_state, eager_state = (model.policy.optimizer.state_dict()["state"] for model in (flat, eager))
+    for index, state in eager_state.items():
+        for name, value in state.items():
+            th.testing.assert_close(flat_state[index][name], value, atol=1e-3, rtol=1e-2)
+    # parameters own their memory again: nothing else lives there
+    for parameter in flat.policy.parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.numel() * parameter.element_size()
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "optimizer_kwargs", "plain"),
+    [
+        (th.optim.Adam, {}, True),
+        (th.optim.Adam, {"fused": True}, True),
+        (th.optim.Adam, {"amsgrad": True}, False),
+        (th.optim.Adam, {"maximize": True}, False),
+        (th.optim.AdamW, {}, False),
+        (th.optim.SGD, {}, False),
+    ],
+)
+def test_only_plain_adam_is_replaced(optimizer_class: Any, optimizer_kwargs: dict[str, Any], plain: bool) -> None:
+    model = make_model(policy_kwargs={"optimizer_class": optimizer_class, "optimizer_kwargs": optimizer_kwargs})
+    assert isinstance(model._make_update(None), FlatUpdate if plain else EagerUpdate)
+    before = copy.deepcopy(model.policy.state_dict())
+    model.learn(64)
+    assert not th.equal(model.policy.state_dict()["value_net.weight"], before["value_net.weight"])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
