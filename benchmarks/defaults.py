@@ -22,6 +22,8 @@ from sb3_grpo.envs.cartpole import FOUR_TASKS
 SEEDS = range(100, 104)
 N_ENVS, N_EVALUATIONS = 8, 6
 SHARED: dict[str, Any] = {"n_steps": 128, "batch_size": 64, "device": "cpu"}
+# what is compared here are groups that stay as they are
+FIXED: dict[str, Any] = {"merge_kl": None, "split_kl": None}
 SCALES = {"equal": (1.0, 1.0, 1.0, 1.0), "scaled": REWARD_SCALES}
 
 
@@ -34,6 +36,7 @@ def run_tasks(scales: str, group_coef: float, seed: int, total_timesteps: int) -
         "MlpPolicy",
         env,
         **SHARED,
+        **FIXED,
         seed=seed,
         router="one_hot",
         router_kwargs={"columns": (4, 8)},
@@ -51,7 +54,7 @@ def run_plain(env_id: str, n_groups: int, group_coef: float, seed: int, total_ti
     """One task, random router: mean return at each evaluation; one group and ``group_coef=0`` are PPO."""
     env = make_vec_env(env_id, N_ENVS, seed=seed)
     eval_env = make_vec_env(env_id, 4, seed=seed + 10_000)
-    model = GRPO("MlpPolicy", env, **SHARED, seed=seed, n_groups=n_groups, group_coef=group_coef)
+    model = GRPO("MlpPolicy", env, **SHARED, **FIXED, seed=seed, n_groups=n_groups, group_coef=group_coef)
     returns = []
     for part in range(N_EVALUATIONS):
         model.learn(total_timesteps // N_EVALUATIONS, reset_num_timesteps=part == 0)

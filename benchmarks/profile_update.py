@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
-from torch.optim.adam import adam
 
 from sb3_grpo import GRPO
-from sb3_grpo.update import EagerUpdate
+from sb3_grpo.update import EagerUpdate, FlatUpdate
 
 N_ENVS, BATCH_SIZE, N_GROUPS = 8, 64, 4
 KWARGS: dict[str, Any] = {"n_steps": 128, "batch_size": BATCH_SIZE, "seed": 0, "device": "cpu"}
+# groups that stay as they are
+FIXED: dict[str, Any] = {"n_groups": N_GROUPS, "merge_kl": None, "split_kl": None}
 
 
 def microseconds(functions: dict[str, Callable[[], Any]], calls: int = 200, repeats: int = 15) -> dict[str, float]:
@@ -65,24 +66,34 @@ def matrix_products(network_inputs: int, batch: int, n_outputs: int, with_gradie
 
 def profile_update() -> dict[str, float]:
     env = make_vec_env("CartPole-v1", N_ENVS, seed=0)
-    model, compiled = (GRPO("MlpPolicy", env, **KWARGS, n_groups=N_GROUPS, compile=choice) for choice in (False, True))
+    model, compiled = (GRPO("MlpPolicy", env, **KWARGS, **FIXED, compile=choice) for choice in (False, True))
     for either in (model, compiled):
         either.learn(2 * KWARGS["n_steps"] * N_ENVS)
     batch = next(model.rollout_buffer.samples().minibatches(BATCH_SIZE))
     assert isinstance(batch.observations, th.Tensor)
-    update = EagerUpdate(model.policy, model._update_terms, model.max_grad_norm, None)
-    loss = model._update_terms(batch, 0.2, None).loss
+    # one model each: while an update is open, the parameters are its own
+    reference = GRPO("MlpPolicy", env, **KWARGS, **FIXED).learn(KWARGS["n_steps"] * N_ENVS)
+    by_parameter = EagerUpdate(reference.policy, reference._update_terms, reference.max_grad_norm, None)
+    flat = FlatUpdate(model.policy, model._update_terms, model.max_grad_norm, None)
     assert compiled._compiled_update is not None
-    with compiled._compiled_update as compiled_update:
+    with by_parameter, flat, compiled._compiled_update as compiled_update:
+        loss = model._update_terms(batch, 0.2, None).loss
+        vectors = (flat.flat, flat.exp_avg, flat.exp_avg_sq, flat.n_steps)
+        gradients = th.autograd.grad(loss, flat.parameters, retain_graph=True)
+
+        @th.no_grad()
+        def clip_and_step() -> None:
+            flat._adam(vectors, gradients, 3e-4, flat.fused)
+
         return microseconds(
             {
-                "eager: whole step": lambda: update(batch, 0.2, None),
+                "eager: whole step": lambda: flat(batch, 0.2, None),
+                "eager: whole step with the optimizer's own step": lambda: by_parameter(batch, 0.2, None),
                 "eager: loss": lambda: model._update_terms(batch, 0.2, None),
-                "eager: gradient": lambda: th.autograd.grad(loss, update.parameters, retain_graph=True),
-                "eager: optimizer (fused Adam)": model.policy.optimizer.step,
+                "eager: gradient": lambda: th.autograd.grad(loss, flat.parameters, retain_graph=True),
+                "eager: clipping and Adam": clip_and_step,
                 "eager: network, inside the loss": lambda: model.policy.mlp_extractor(batch.observations),
                 "tried: network without nn.Module.__call__": layer_by_layer(model, batch.observations),
-                "tried: fused Adam through its functional form": functional_adam(model),
                 "eager: choosing the minibatch": iterate(model, batch_size=BATCH_SIZE),
                 "compiled: whole step": lambda: compiled_update(batch, 0.2, None),
                 "limit: matrix products alone": matrix_products(4, BATCH_SIZE, 2 * N_GROUPS, with_gradient=True),
@@ -108,39 +119,6 @@ def layer_by_layer(model: GRPO, observations: th.Tensor) -> Callable[[], Any]:
     return run
 
 
-def functional_adam(model: GRPO) -> Callable[[], Any]:
-    """
-    :return: the optimizer's step, from lists that are made once
-    """
-    optimizer = model.policy.optimizer
-    parameters: list[th.Tensor] = list(model.policy.parameters())
-    states = [optimizer.state[parameter] for parameter in model.policy.parameters()]
-    exp_avgs, exp_avg_sqs, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-    settings = optimizer.param_groups[0]
-    gradients = [th.zeros_like(parameter) for parameter in parameters]
-
-    @th.no_grad()
-    def step() -> None:
-        adam(
-            parameters,
-            gradients,
-            exp_avgs,
-            exp_avg_sqs,
-            [],
-            steps,
-            fused=True,
-            amsgrad=False,
-            beta1=settings["betas"][0],
-            beta2=settings["betas"][1],
-            lr=settings["lr"],
-            weight_decay=0.0,
-            eps=settings["eps"],
-            maximize=False,
-        )
-
-    return step
-
-
 def iterate(model: GRPO, batch_size: int) -> Callable[[], Any]:
     """
     :return: a function that takes one minibatch, of a new pass over the rollout where the last has ended
@@ -153,8 +131,8 @@ def iterate(model: GRPO, batch_size: int) -> Callable[[], Any]:
 def profile_rollout() -> dict[str, float]:
     env = make_vec_env("CartPole-v1", N_ENVS, seed=0)
     ppo = PPO("MlpPolicy", env, **KWARGS)
-    grpo = GRPO("MlpPolicy", env, **KWARGS, n_groups=N_GROUPS)
-    compiled = GRPO("MlpPolicy", env, **KWARGS, n_groups=N_GROUPS)
+    grpo = GRPO("MlpPolicy", env, **KWARGS, **FIXED)
+    compiled = GRPO("MlpPolicy", env, **KWARGS, **FIXED)
     compiled.policy.compile_act()
     obs, actions = th.as_tensor(env.reset()), np.zeros(N_ENVS, dtype=int)
     with th.no_grad():

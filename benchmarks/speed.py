@@ -88,8 +88,10 @@ def make_variants() -> dict[str, Callable[..., OnPolicyAlgorithm]]:
     """
 
     variants: dict[str, Callable[..., OnPolicyAlgorithm]] = {"PPO": PPO}
-    variants |= {f"GRPO {n}": functools.partial(GRPO, n_groups=n) for n in (1, 4, 16, 64)}
-    variants |= {f"GRPO {n} compiled": functools.partial(GRPO, n_groups=n, compile=True) for n in (4, 64)}
+    fixed = functools.partial(GRPO, merge_kl=None, split_kl=None)
+    variants |= {f"GRPO {n}": functools.partial(fixed, n_groups=n) for n in (1, 4, 16, 64)}
+    variants |= {f"GRPO {n} compiled": functools.partial(fixed, n_groups=n, compile=True) for n in (4, 64)}
+    variants |= {"GRPO dynamic": GRPO}
     if importlib.util.find_spec("sbx"):
         variants["SBX PPO"] = importlib.import_module("sbx").PPO
     return variants

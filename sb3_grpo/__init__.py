@@ -1,8 +1,9 @@
 """Group Relative Policy Optimization for Stable-Baselines3."""
 
-from sb3_grpo.callbacks import GroupEvalCallback
+from sb3_grpo.callbacks import GroupEvalCallback, RegroupCallback, plot_regrouping
 from sb3_grpo.envs import register_envs
 from sb3_grpo.evaluation import GroupEvaluation, evaluate_groups
+from sb3_grpo.grouping import RegroupEvent
 from sb3_grpo.grpo import GRPO, GroupRecord
 from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
@@ -15,7 +16,10 @@ __all__ = [
     "GroupRecord",
     "MlpPolicy",
     "MultiInputPolicy",
+    "RegroupCallback",
+    "RegroupEvent",
     "evaluate_groups",
+    "plot_regrouping",
 ]
 
 register_envs()

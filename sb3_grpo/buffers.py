@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_grpo.routing import MAX_CHUNK, split_obs
+from sb3_grpo.routing import split_obs
 
 
 class GroupRolloutBufferSamples(NamedTuple):
@@ -46,6 +46,7 @@ class GroupBufferMixin(RolloutBuffer):
     buffer's memory on the CPU), so that a minibatch is one index operation per field.
     """
 
+    cells: th.Tensor  # of all steps, shape (B,); from assign_groups
     _samples: GroupRolloutBufferSamples | None
 
     def reset(self) -> None:
@@ -81,13 +82,27 @@ class GroupBufferMixin(RolloutBuffer):
             setattr(self, name, self.swap_and_flatten(getattr(self, name)))
         self.generator_ready = True
 
-    def assign_groups(self, route: Callable[[PyTorchObs], th.Tensor]) -> None:
+    def assign_groups(self, route: Callable[[PyTorchObs], th.Tensor], cell_to_group: th.Tensor) -> None:
         """
-        :param route: maps the observations of all ``B`` steps to their groups, shape ``(B,)``
+        :param route: maps a batch of observations to their cells, shape ``(B,)``
+        :param cell_to_group: group of each cell, shape ``(n_cells,)``
         """
         samples = self.samples()
-        groups = th.cat([route(part) for part in split_obs(samples.observations, MAX_CHUNK)])
-        self._samples = samples._replace(groups=groups)
+        self.cells = th.cat([route(part) for part in split_obs(samples.observations)])
+        self._samples = samples._replace(groups=cell_to_group[self.cells])
+
+    def td_errors(self) -> th.Tensor:
+        """
+        One-step temporal-difference errors ``r + gamma V(s') - V(s)``, recovered from the advantages (which are their
+        sums, discounted with ``gamma * gae_lambda`` to the end of the episode).
+
+        :return: shape ``(B,)``
+        """
+        shape = (self.n_envs, self.buffer_size)
+        errors = self.samples().advantages.reshape(shape).clone()
+        same_episode = self.to_torch(1 - self.episode_starts.T[:, 1:])
+        errors[:, :-1] -= self.gamma * self.gae_lambda * same_episode * errors[:, 1:].clone()
+        return errors.flatten()
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         samples = self.samples()

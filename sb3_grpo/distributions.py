@@ -96,6 +96,14 @@ class ActionFamily(ABC):
         :return: entropies in nats, shape ``(B,)``; ``None`` if no analytical form is known
         """
 
+    @abstractmethod
+    def kl(self, params: Any, other: Any) -> th.Tensor:
+        """
+        :param params: distributions ``p``, of any number of dimensions before the last
+        :param other: distributions ``q``, of shapes that broadcast against those of ``params``
+        :return: ``KL(p || q)`` in nats, in closed form, without the last dimension
+        """
+
 
 class CategoricalFamily(ActionFamily):
     """Discrete actions; ``params`` are log-probabilities, shape ``(B, n)``."""
@@ -116,6 +124,9 @@ class CategoricalFamily(ActionFamily):
     def entropy(self, params: th.Tensor) -> th.Tensor:
         return -(params * params.softmax(dim=-1)).sum(dim=-1)
 
+    def kl(self, params: th.Tensor, other: th.Tensor) -> th.Tensor:
+        return (params.exp() * (params - other)).sum(dim=-1)
+
 
 class MultiCategoricalFamily(ActionFamily):
     """
@@ -129,7 +140,7 @@ class MultiCategoricalFamily(ActionFamily):
         self._one = CategoricalFamily()
 
     def params(self, outputs: th.Tensor, log_std: th.Tensor | None = None) -> list[th.Tensor]:
-        return [self._one.params(part) for part in outputs.split(self.sizes, dim=1)]
+        return [self._one.params(part) for part in outputs.split(self.sizes, dim=-1)]
 
     def sample(self, params: list[th.Tensor]) -> th.Tensor:
         return th.stack([self._one.sample(part) for part in params], dim=1)
@@ -143,6 +154,9 @@ class MultiCategoricalFamily(ActionFamily):
 
     def entropy(self, params: list[th.Tensor]) -> th.Tensor:
         return th.stack([self._one.entropy(part) for part in params], dim=1).sum(dim=1)
+
+    def kl(self, params: list[th.Tensor], other: list[th.Tensor]) -> th.Tensor:
+        return th.stack([self._one.kl(p, q) for p, q in zip(params, other, strict=True)]).sum(dim=0)
 
 
 class BernoulliFamily(ActionFamily):
@@ -162,6 +176,10 @@ class BernoulliFamily(ActionFamily):
 
     def entropy(self, params: th.Tensor) -> th.Tensor:
         return F.binary_cross_entropy_with_logits(params, params.sigmoid(), reduction="none").sum(dim=1)
+
+    def kl(self, params: th.Tensor, other: th.Tensor) -> th.Tensor:
+        # p (log p - log q) + (1 - p) (log(1 - p) - log(1 - q)), in logits
+        return (params.sigmoid() * (params - other) - F.softplus(params) + F.softplus(other)).sum(dim=-1)
 
 
 class GaussianFamily(ActionFamily):
@@ -186,6 +204,16 @@ class GaussianFamily(ActionFamily):
     def entropy(self, params: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
         return (0.5 + 0.5 * math.log(2 * math.pi) + params[1].log()).sum(dim=1)
 
+    def kl(self, params: tuple[th.Tensor, th.Tensor], other: tuple[th.Tensor, th.Tensor]) -> th.Tensor:
+        (mean, std), (other_mean, other_std) = params, other
+        ratio, distance = (std / other_std).square(), ((mean - other_mean) / other_std).square()
+        return 0.5 * (ratio + distance - 1 - ratio.log()).sum(dim=-1)
+
+
+def _normal(distribution: Distribution) -> tuple[th.Tensor, th.Tensor]:
+    assert isinstance(distribution.distribution, Normal)
+    return distribution.distribution.mean, distribution.distribution.stddev
+
 
 class DistributionFamily(ActionFamily):
     """What has state of its own (gSDE's noise matrices) stays an SB3 distribution: ``params`` are that object."""
@@ -204,6 +232,10 @@ class DistributionFamily(ActionFamily):
 
     def entropy(self, params: Distribution) -> th.Tensor | None:
         return params.entropy()
+
+    def kl(self, params: Distribution, other: Distribution) -> th.Tensor:
+        (mean, std), (other_mean, other_std) = (_normal(distribution) for distribution in (params, other))
+        return GaussianFamily().kl((mean, std), (other_mean, other_std))
 
 
 def make_action_family(action_space: spaces.Space, use_sde: bool) -> ActionFamily:

@@ -9,19 +9,27 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
 from torch.nn import functional as F
 
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
+from sb3_grpo.callbacks import RegroupCallback, contains_regroup_callback
+from sb3_grpo.grouping import RegroupEvent
+from sb3_grpo.heads import split_heads
 from sb3_grpo.losses import GroupBalance, approx_kl, balance_groups, clipped_surrogate, group_means, group_std
 from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy
+from sb3_grpo.probes import N_FOLDS
+from sb3_grpo.routing import split_obs
 from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate, Update, UpdateTerms, check_plain_adam, is_plain_adam
 
 SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
 
+# Defaults of regroup_freq and regroup_warmup: rollouts differ in length, what can be learnt from them does too.
+MIN_REGROUP_STEPS = 2048
+MIN_WARMUP_STEPS = 10_000
 # Groups beyond this number are logged to TensorBoard and files, but not printed.
 MAX_PRINTED_GROUPS = 8
 
@@ -80,7 +88,9 @@ class GRPO(PPO):
     :param n_groups: number of groups to start with, at least 1. ``None``: one per cell where the cells are given
         (``"one_hot"``, ``"discrete"``, a callable), ``DEFAULT_RANDOM_GROUPS`` with the random router.
         1 is PPO.
-    :param max_groups: number of heads, fixed for the life of the model, at least ``n_groups``; ``None``: ``n_groups``
+    :param max_groups: number of heads, fixed for the life of the model, at least ``n_groups``. ``None``: one per cell,
+        but one if ``n_groups`` is 1, and ``n_groups`` if groups never split (``split_kl=None``). With one head it is
+        PPO and stays it; to begin with one group that may split, give both: ``n_groups=1, max_groups=8``.
     :param router: how an observation is assigned to its cell: ``"random"`` (Voronoi cells of the
         observation space), ``"one_hot"``, ``"discrete"``, or a function that maps a batch of observations
         (tensor, or dict of tensors) to integer cells of shape ``(B,)``. Give the router whenever you know
@@ -98,6 +108,16 @@ class GRPO(PPO):
         where a time limit ends the episode; for groups that are phases, when what comes after should not count)
     :param group_scale: ``sigma_R``, pooled over the steps of a rollout: ``"std"`` or ``"range"`` (largest minus
         smallest: weaker and bounded, for scores with rare extreme values)
+    :param merge_kl: groups whose policies differ by less (KL divergence in nats, the larger direction, at least 0) are
+        merged; ``None``: never. Below ``split_kl``.
+    :param split_kl: groups whose cells contradict each other by more (KL divergence in nats of what each cell wants
+        from what suits all of them) are split, as soon as that is certain; ``None``: never
+    :param regroup_freq: groups are looked at every so many rollouts; ``None``: about every 2048 steps
+    :param regroup_warmup: rollouts before a group may be merged: equal heads are alike because they have not had the
+        time to differ. ``None``: as many as make 10,000 steps, but at least 5. The groups of the random router,
+        of which nobody has said that they differ, do not wait.
+    :param probe_leash: coefficient of the KL divergence that holds probes to their group's head, above 0, typically
+        0.03 to 0.2: half of it makes all contradictions four times as large
     :param compile: compile the update with ``torch.compile``: several times faster after half a minute of
         compilation (see docs/performance.md for when that pays). Results agree within rounding.
     :raises ValueError: if an argument is out of its range, before anything is built
@@ -144,16 +164,22 @@ class GRPO(PPO):
         *,
         n_groups: int | None = None,
         max_groups: int | None = None,
-        router: str | Callable[[PyTorchObs], Any] = "random",
+        router: str | Callable[[Any], Any] = "random",
         router_kwargs: dict[str, Any] | None = None,
         group_coef: float | Schedule | str = 0.005,
         group_score: Literal["return", "reward"] = "return",
         group_scale: Literal["std", "range"] = "std",
+        merge_kl: float | None = 0.1,
+        split_kl: float | None = 0.3,
+        regroup_freq: int | None = None,
+        regroup_warmup: int | None = None,
+        probe_leash: float = 0.05,
         compile: bool = False,
     ):
         check_choice("normalize_advantage", normalize_advantage, (True, False, "group"))
         check_choice("group_score", group_score, ("return", "reward"))
         check_choice("group_scale", group_scale, ("std", "range"))
+        check_regrouping(merge_kl, split_kl, regroup_freq, regroup_warmup, probe_leash)
         super().__init__(
             policy,
             env,
@@ -189,6 +215,13 @@ class GRPO(PPO):
         self.group_coef = group_coef
         self.group_score = group_score
         self.group_scale = group_scale
+        self.merge_kl = merge_kl
+        self.split_kl = split_kl
+        self.regroup_freq = regroup_freq
+        self.regroup_warmup = regroup_warmup
+        self.probe_leash = probe_leash
+        self.regroup_history: list[RegroupEvent] = []
+        self.first_grouping: list[int] = []  # group of each cell before the first event
         self.compile = compile
         self._compiled_update: CompiledUpdate | None = None
         # (group, steps, score, weight) of the last rollout
@@ -220,9 +253,23 @@ class GRPO(PPO):
             self.policy_kwargs = own_policy_kwargs
         self._refuse_change(n_cells=self.policy.router.n_cells)
         self.n_groups, self.max_groups = self.policy.n_groups, self.policy.max_groups
+        # a saved model holds plain lists
+        self.regroup_history = [
+            RegroupEvent(step, kind, (groups[0], groups[1]), kl, cells)
+            for step, kind, groups, kl, cells in self.regroup_history
+        ]
+        if not self.regroup_history:
+            self.first_grouping = self.policy.cell_to_group.tolist()
         self._built_groups = dict(
             n_groups=self.n_groups, max_groups=self.max_groups, router=router, n_cells=self.policy.router.n_cells
         )
+        check_regrouping(self.merge_kl, self.split_kl, self.regroup_freq, self.regroup_warmup, self.probe_leash)
+        # another number of heads would have everything compiled again
+        self.policy.exact_single_group = not self.compile
+        self.policy.note_groups()
+        if self.router == "random":
+            # nobody has said that random groups differ: they need not show for long that they do not
+            self.policy.group_age.fill_(self.warmup_rollouts)
         if self.compile:
             check_plain_adam(self.policy.optimizer)
 
@@ -233,6 +280,9 @@ class GRPO(PPO):
             if n_groups is None:
                 n_groups = min(self.DEFAULT_RANDOM_GROUPS, max_groups or self.DEFAULT_RANDOM_GROUPS)
             router_kwargs.setdefault("n_cells", max(8, n_groups))
+        if max_groups is None and self.split_kl is None:
+            # heads in reserve would never be used
+            max_groups = n_groups
         if self._group_seed is None:
             # the global generators must not be drawn from: parity with PPO
             self._group_seed = th.initial_seed() % 2**32 if self.seed is None else self.seed
@@ -277,6 +327,15 @@ class GRPO(PPO):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_compiled_update"]
 
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if self.regroups and not contains_regroup_callback(callback):
+            callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
+            callback = [
+                *(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks),
+                RegroupCallback(),
+            ]
+        return super()._init_callback(callback, progress_bar)
+
     @property
     def groups(self) -> list[GroupRecord]:
         """One record per active group, in the order of the group IDs."""
@@ -299,6 +358,7 @@ class GRPO(PPO):
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)
 
         rollout, balance = self._compare_groups()
+        probe_rollout = self._probe_rollout(rollout)
 
         history: list[UpdateTerms] = []
         max_kl = None if self.target_kl is None else 1.5 * self.target_kl
@@ -322,6 +382,10 @@ class GRPO(PPO):
 
         if self._compiled_update is not None and self._compiled_update.works:
             self.policy.compile_act()
+        if probe_rollout is not None:
+            assert self.policy.probes is not None
+            self.policy.probes.learn(**probe_rollout, scale_by_cell=self.normalize_advantage == "group")
+            self.policy.group_age += 1
         self._log_update(history, epoch_start, clip_range, clip_range_vf)
         self._log_groups(balance)
 
@@ -330,8 +394,8 @@ class GRPO(PPO):
         :param max_kl: no step is taken beyond this KL divergence
         """
         if not self.compile:
-            # with one head PPO's arithmetic to the last bit
-            flat = self.policy.max_groups > 1 and is_plain_adam(self.policy.optimizer)
+            # with one group PPO's arithmetic to the last bit
+            flat = self.policy.max_groups > 1 and self.policy.only_group is None and is_plain_adam(self.policy.optimizer)
             return (FlatUpdate if flat else EagerUpdate)(self.policy, self._update_terms, self.max_grad_norm, max_kl)
         if self._compiled_update is None:
             print("GRPO: the first update compiles the training step; this takes about half a minute", flush=True)
@@ -347,11 +411,11 @@ class GRPO(PPO):
         buffer = self.rollout_buffer
         rewards = buffer.to_torch(buffer.swap_and_flatten(buffer.rewards)).flatten()
         with th.no_grad():
-            buffer.assign_groups(self.policy.groups)
+            buffer.assign_groups(self.policy.cells, self.policy.cell_to_group)
             check_finite(buffer.samples(), rewards)
             # all heads are equal until the first update: fitting the router now leaves the policy as it was
             self.policy.router.fit(buffer.samples().observations, self.policy.group_seed)
-            buffer.assign_groups(self.policy.groups)
+            buffer.assign_groups(self.policy.cells, self.policy.cell_to_group)
         rollout = buffer.samples()
         rollout, advantage_scale = self._normalize_by_group(rollout)
         coef = check_group_coef(self._group_coef_schedule(self._current_progress_remaining))
@@ -379,8 +443,7 @@ class GRPO(PPO):
         PPO's loss, in which each step's surrogate is multiplied by its group's weight: the gradient of
         ``L_PPO + lambda * L_group`` at the policy that collected the rollout.
         """
-        actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
-        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, actions, batch.groups)
+        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, self._actions(batch), batch.groups)
         values = values.flatten()
         advantages = batch.advantages
         if self.normalize_advantage is True and len(advantages) > 1:
@@ -397,14 +460,65 @@ class GRPO(PPO):
         loss = loss + self.vf_coef * value_loss
         return UpdateTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio)
 
+    def _actions(self, batch: GroupRolloutBufferSamples) -> th.Tensor:
+        return batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
+
+    def _probe_rollout(self, rollout: GroupRolloutBufferSamples) -> dict[str, th.Tensor] | None:
+        """
+        :param rollout: the rollout that the policy is about to be updated with
+        :return: what the probes learn from it once the update has succeeded
+        """
+        policy, buffer = self.policy, self.rollout_buffer
+        if not self.regroups:
+            return None
+        # dropout and the like must neither draw random numbers nor learn anything here
+        policy.set_training_mode(False)
+        with th.no_grad():
+            latent = th.cat([policy.latent_pi(part) for part in split_obs(rollout.observations)])
+        policy.set_training_mode(True)
+        return dict(
+            latent=latent,
+            score=policy.score(latent, rollout.groups, self._actions(rollout)),
+            # an advantage of many steps has more noise, and the noise of neighbouring steps is the same
+            advantages=buffer.td_errors(),
+            cells=buffer.cells,
+            # environments take turns: what one of them does in one rollout is in one fold
+            folds=(th.arange(self.n_envs, device=self.device) + self._n_rollouts).repeat_interleave(buffer.buffer_size)
+            % N_FOLDS,
+        )
+
+    @property
+    def _n_rollouts(self) -> int:
+        return self.num_timesteps // (self.n_steps * self.n_envs)
+
+    @property
+    def regroups(self) -> bool:
+        """Whether groups may be merged or split."""
+        return self.policy.probes is not None and (self.merge_kl is not None or self.split_kl is not None)
+
+    @property
+    def warmup_rollouts(self) -> int:
+        """``regroup_warmup``, or what it is by default."""
+        if self.regroup_warmup is not None:
+            return self.regroup_warmup
+        return max(5, math.ceil(MIN_WARMUP_STEPS / (self.n_steps * self.n_envs)))
+
+    @property
+    def regrouping_due(self) -> bool:
+        """Whether groups are looked at before the next rollout."""
+        freq = self.regroup_freq or max(1, round(MIN_REGROUP_STEPS / (self.n_steps * self.n_envs)))
+        if not self.regroups or self._n_rollouts % freq != 0:
+            return False
+        assert self.policy.probes is not None
+        return bool((self.policy.probes.cells >= 0).any())
+
     def _describe_nonfinite(self, batch: GroupRolloutBufferSamples) -> str:
         """
         :param batch: a minibatch whose loss is NaN or infinite
         :return: what to tell the user
         """
         with th.no_grad():
-            actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
-            values, log_prob, _ = self.policy.evaluate_actions(batch.observations, actions, batch.groups)
+            values, log_prob, _ = self.policy.evaluate_actions(batch.observations, self._actions(batch), batch.groups)
         squared_error, ratio = (batch.returns - values.flatten()).square(), (log_prob - batch.old_log_prob).exp()
         groups = batch.groups[~(squared_error.isfinite() & ratio.isfinite())].unique().tolist()
         return (
@@ -436,7 +550,8 @@ class GRPO(PPO):
         values, returns = self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
         self.logger.record("train/explained_variance", explained_variance(values, returns))
         if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+            log_std = split_heads(self.policy.log_std.detach(), -1, self.policy.max_groups)
+            self.logger.record("train/std", log_std[self.policy.active_groups].exp().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
@@ -449,6 +564,7 @@ class GRPO(PPO):
         self.logger.record("groups/penalty", balance.penalty)
         self.logger.record("groups/eta_squared", balance.eta_squared)
         self.logger.record("groups/coef_effective", balance.coef)
+        self.logger.record("groups/n_active", len(self.policy.active_groups))
         exclude = "stdout" if self.policy.max_groups > MAX_PRINTED_GROUPS else None
         for group, steps, score, weight in self._group_stats:
             self.logger.record(f"groups/score_{group}", score, exclude)
@@ -465,6 +581,28 @@ class GRPO(PPO):
         progress_bar: bool = False,
     ) -> SelfGRPO:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def check_regrouping(
+    merge_kl: float | None,
+    split_kl: float | None,
+    regroup_freq: int | None,
+    regroup_warmup: int | None,
+    probe_leash: float,
+) -> None:
+    """
+    :raises ValueError: if a threshold is negative or the two are crossed, or another value is out of its range
+    """
+    for name, value in {"merge_kl": merge_kl, "split_kl": split_kl}.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"`{name}` must be finite and at least 0, or None, got {value}")
+    if merge_kl is not None and split_kl is not None and not merge_kl < split_kl:
+        raise ValueError(f"`merge_kl` must be below `split_kl`, got {merge_kl} and {split_kl}")
+    for name, number, least in (("regroup_freq", regroup_freq, 1), ("regroup_warmup", regroup_warmup, 0)):
+        if number is not None and not (isinstance(number, numbers.Integral) and number >= least):
+            raise ValueError(f"`{name}` must be an integer of at least {least}, or None, got {number}")
+    if not 0 < probe_leash < math.inf:
+        raise ValueError(f"`probe_leash` must be finite and above 0, got {probe_leash}")
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -1,7 +1,8 @@
 """SB3's actor-critic policies with one action head and one value head per group."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from stable_baselines3.common.distributions import (
     Distribution,
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
+    TanhBijector,
 )
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -22,6 +24,7 @@ from stable_baselines3.common.preprocessing import is_image_space, preprocess_ob
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_grpo.distributions import (
     GroupStateDependentNoiseDistribution,
@@ -30,6 +33,9 @@ from sb3_grpo.distributions import (
     make_action_family,
     repeat_linear,
 )
+from sb3_grpo.grouping import Merge, Split, apply_plan
+from sb3_grpo.heads import HEAD_DIMS, copy_head, merge_heads, only_head, split_heads
+from sb3_grpo.probes import Probes
 from sb3_grpo.routing import make_router
 
 
@@ -48,7 +54,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     :param lr_schedule: Learning rate schedule (could be constant)
     :param args: as in SB3's policy
     :param n_groups: number of groups to start with; ``None``: one per cell, but at most ``max_groups``
-    :param max_groups: number of heads, fixed; ``None``: ``n_groups``
+    :param max_groups: number of heads, fixed; ``None``: one per cell, or one if ``n_groups`` is 1
     :param router: ``"random"``, ``"one_hot"``, ``"discrete"`` or a function of a batch of observations,
         see :func:`sb3_grpo.routing.make_router`
     :param router_kwargs: keyword arguments of the router
@@ -58,6 +64,9 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     """
 
     cell_to_group: th.Tensor
+    group_age: th.Tensor
+    # Whether a single active group is computed in the shapes of SB3's policy, to its last bit
+    exact_single_group = True
     _compiled_act: Callable[[PyTorchObs, bool], tuple[th.Tensor, ...]] | None = None
 
     def __init__(
@@ -68,7 +77,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         *args: Any,
         n_groups: int | None = None,
         max_groups: int | None = None,
-        router: str | Callable[[PyTorchObs], Any] = "random",
+        router: str | Callable[[Any], Any] = "random",
         router_kwargs: dict[str, Any] | None = None,
         group_seed: int = 0,
         **kwargs: Any,
@@ -76,6 +85,9 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         made_router = make_router(router, observation_space, router_kwargs)
         n_groups, max_groups = check_group_counts(n_groups, max_groups, made_router.n_cells)
         self.n_groups, self.max_groups = n_groups, max_groups
+        # heads that the parameters hold at the moment, and the only one that is used, if it is one of several
+        self.n_heads = max_groups
+        self.only_group: int | None = None
         super().__init__(made_router.visible_space, action_space, lr_schedule, *args, **kwargs)
         # the trunk was built for what it may see, everybody else hands over whole observations
         self.observation_space = observation_space
@@ -83,7 +95,16 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         entries = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
         self._image_keys = {key for key, space in entries.items() if self.normalize_images and is_image_space(space)}
         self.register_buffer("cell_to_group", th.as_tensor(deal_cells(made_router.n_cells, n_groups, group_seed)))
+        # rollouts that each group has existed for
+        self.register_buffer("group_age", th.zeros(max_groups, dtype=th.long))
         self.group_seed = group_seed
+        self.probes: Probes | None = None
+        if max_groups > 1:
+            assert isinstance(self.action_net, nn.Linear)
+            n_outputs = len(self.action_net.bias) // max_groups
+            family = make_action_family(action_space, use_sde=False)
+            self.probes = Probes(self.mlp_extractor.latent_dim_pi, n_outputs, made_router.n_cells, family)
+        self.note_groups()
         self._group_kwargs = dict(
             n_groups=n_groups, max_groups=max_groups, router=router, router_kwargs=router_kwargs, group_seed=group_seed
         )
@@ -105,25 +126,94 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         if isinstance(self.action_dist, StateDependentNoiseDistribution):
             assert self.dist_kwargs is not None
             assert self.action_dist.latent_sde_dim is not None
+            self._one_head_dist = self.action_dist
             self.action_dist = GroupStateDependentNoiseDistribution(
                 self.max_groups, self.action_dist.action_dim, self.action_dist.latent_sde_dim, **self.dist_kwargs
             )
-            self.reset_noise()
+            # the global random numbers are those that PPO would draw
+            with th.random.fork_rng(devices=[]):
+                self.action_dist.sample_weights(self.log_std.detach())
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]  # every optimizer has it, but torch's base class
             **self.optimizer_kwargs,
         )
 
+    def cells(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: batch of ``B`` observations
+        :return: the cell of each, shape ``(B,)``; with one head all in cell 0
+        """
+        if self.max_groups == 1:
+            first = next(iter(obs.values())) if isinstance(obs, dict) else obs
+            return th.zeros(len(first), dtype=th.long, device=first.device)
+        return self.router(obs)
+
     def groups(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: batch of ``B`` observations
         :return: the group of each, shape ``(B,)``
         """
-        if self.max_groups == 1:
-            first = next(iter(obs.values())) if isinstance(obs, dict) else obs
-            return th.zeros(len(first), dtype=th.long, device=first.device)
-        return self.cell_to_group[self.router(obs)]
+        return self.cell_to_group[self.cells(obs)]
+
+    @property
+    def active_groups(self) -> list[int]:
+        """The groups that have cells, ascending."""
+        return sorted(set(self.cell_to_group.tolist()))
+
+    def note_groups(self) -> None:
+        """To be called when ``cell_to_group`` has changed."""
+        active = self.active_groups
+        alone = self.exact_single_group and self.max_groups > 1 and len(active) == 1
+        self.only_group = active[0] if alone else None
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().load_state_dict(*args, **kwargs)
+        self.note_groups()
+        return result
+
+    @contextmanager
+    def trained_alone(self) -> Iterator[None]:
+        """A context in which, while one group is active, parameters and optimizer are those of its head alone."""
+        if self.only_group is None:
+            yield
+            return
+        with only_head(self, self.only_group, self.max_groups):
+            self.n_heads = 1
+            try:
+                yield
+            finally:
+                self.n_heads = self.max_groups
+
+    def regroup(self, event: Merge | Split) -> None:
+        """
+        Merge or split groups: cells are relabelled, heads and the optimizer's moments copied or averaged.
+
+        :param event: from :func:`sb3_grpo.grouping.plan_regrouping`
+        """
+        if isinstance(event, Merge):
+            merge_heads(self, event.keep, event.gone, event.share, self.max_groups)
+            self.group_age[event.keep] = self.group_age[[event.keep, event.gone]].min()
+        else:
+            copy_head(self, event.group, event.new_group, self.max_groups)
+            self.group_age[[event.group, event.new_group]] = 0
+        self.cell_to_group.copy_(apply_plan([event], self.cell_to_group))
+        self.note_groups()
+
+    def head_outputs(self, latent_pi: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param latent_pi: output of the actor's trunk, shape ``(B, latent_dim)``
+        :return: outputs of all action heads, shape ``(B, max_groups, n)``, and for Box actions the logarithms of
+            their standard deviations (with gSDE those of its marginal distribution), same shape
+        """
+        outputs, shape = self.action_net(latent_pi), (self.max_groups, -1)
+        if isinstance(self.action_dist, GroupStateDependentNoiseDistribution):
+            normal = self.action_dist.proba_distribution(outputs, self.log_std, latent_pi).distribution
+            return outputs.unflatten(1, shape), normal.stddev.log().unflatten(1, shape)
+        log_std = getattr(self, "log_std", None)
+        if log_std is not None:
+            log_std = log_std.view(shape).expand(len(outputs), *shape)
+        return outputs.unflatten(1, shape), log_std
 
     def _preprocess(self, obs: PyTorchObs) -> PyTorchObs:
         """
@@ -161,36 +251,98 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             return self.mlp_extractor.forward_actor(features[0]), self.mlp_extractor.forward_critic(features[1])
         return self.mlp_extractor(features)
 
-    def _action_params(self, latent_pi: th.Tensor, groups: th.Tensor, rows: th.Tensor | None) -> Any:
-        outputs = self.action_net(latent_pi)
+    def score(self, latent_pi: th.Tensor, groups: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param latent_pi: output of the actor's trunk at ``B`` steps, shape ``(B, latent_dim)``
+        :param groups: shape ``(B,)``
+        :param actions: that were taken
+        :return: gradient of their log-likelihood with respect to the outputs of the group's action head, for Box actions
+            in units of the standard deviation, shape ``(B, n)``
+        """
+        family = make_action_family(self.action_space, use_sde=False)
+        if self.use_sde and self.squash_output:
+            # the distribution of what tanh is applied to
+            actions = TanhBijector.inverse(actions)
+        every = th.arange(len(groups), device=groups.device)
+        with th.no_grad():
+            outputs, log_std = self.head_outputs(latent_pi)
+            outputs, log_std = outputs[every, groups], None if log_std is None else log_std[every, groups]
+        with th.enable_grad():
+            outputs.requires_grad_()
+            score = th.autograd.grad(family.log_prob(family.params(outputs, log_std), actions).sum(), outputs)[0]
+        return score if log_std is None else score * log_std.exp()
+
+    def _only(self, name: str, tensor: th.Tensor) -> th.Tensor:
+        """
+        :return: the part of a head parameter that is used
+        """
+        if self.only_group is None or self.n_heads == 1:
+            return tensor
+        return split_heads(tensor, HEAD_DIMS[name], self.max_groups)[self.only_group].contiguous()
+
+    def _outputs(self, name: str, latent: th.Tensor) -> th.Tensor:
+        """
+        :param name: ``"action_net"`` or ``"value_net"``
+        :return: outputs of the heads that are used, side by side
+        """
+        net = getattr(self, name)
+        if self.only_group is None:
+            return net(latent)
+        return F.linear(latent, self._only(f"{name}.weight", net.weight), self._only(f"{name}.bias", net.bias))
+
+    def _chosen(self, obs: PyTorchObs, groups: th.Tensor | None = None) -> tuple[th.Tensor | None, th.Tensor | None]:
+        """
+        :param obs: batch of ``B`` observations
+        :param groups: their groups, if they are known
+        :return: groups and rows for :func:`choose_head`, both ``None`` where one head is all there is to choose from
+        """
+        if self.max_groups == 1 or self.only_group is not None:
+            return None, None
+        groups = self.groups(obs) if groups is None else groups
+        return groups, head_rows(groups, self.max_groups)
+
+    def _action_params(self, latent_pi: th.Tensor, groups: th.Tensor | None, rows: th.Tensor | None) -> Any:
+        outputs = self._outputs("action_net", latent_pi)
         if self.use_sde:
             return self._sde_distribution(outputs, latent_pi, rows)
         log_std = getattr(self, "log_std", None)
-        if log_std is not None and rows is not None:
-            log_std = log_std.view(self.max_groups, -1).index_select(0, groups)
+        if log_std is not None:
+            log_std = self._only("log_std", log_std)
+            if groups is not None:
+                log_std = log_std.view(self.max_groups, -1).index_select(0, groups)
         return self.action_family.params(choose_head(outputs, rows, self.max_groups), log_std)
 
+    @property
+    def _sde(self) -> StateDependentNoiseDistribution:
+        """The noise of the heads that are used."""
+        distribution = self.action_dist if self.only_group is None else self._one_head_dist
+        assert isinstance(distribution, StateDependentNoiseDistribution)
+        return distribution
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        # detached: a graph that stays alive would remember the shape that log_std has now
+        self._sde.sample_weights(self._only("log_std", self.log_std.detach()), batch_size=n_envs)
+
     def _sde_distribution(self, outputs: th.Tensor, latent_pi: th.Tensor, rows: th.Tensor | None) -> Distribution:
-        assert isinstance(self.action_dist, StateDependentNoiseDistribution)
-        distribution = self.action_dist.proba_distribution(outputs, self.log_std, latent_pi)
+        distribution = self._sde.proba_distribution(outputs, self._only("log_std", self.log_std), latent_pi)
         if isinstance(distribution, GroupStateDependentNoiseDistribution):
             distribution.choose(rows)
         return distribution
 
-    def _heads(self, obs: PyTorchObs, groups: th.Tensor) -> tuple[Any, th.Tensor]:
+    def _heads(self, obs: PyTorchObs, known_groups: th.Tensor | None = None) -> tuple[Any, th.Tensor]:
         """
         :return: what ``action_family`` calls ``params``, and the values, shape ``(B, 1)``
         """
-        rows = head_rows(groups, self.max_groups)
+        groups, rows = self._chosen(obs, known_groups)
         latent_pi, latent_vf = self._latents(obs)
-        values = choose_head(self.value_net(latent_vf), rows, self.max_groups)
+        values = choose_head(self._outputs("value_net", latent_vf), rows, self.max_groups)
         return self._action_params(latent_pi, groups, rows), values
 
     def _act(self, obs: PyTorchObs, deterministic: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """
         :return: actions, values, log-likelihoods, and a number that is finite if all of them are
         """
-        params, values = self._heads(obs, self.groups(obs))
+        params, values = self._heads(obs)
         actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
         log_prob = self.action_family.log_prob(params, actions)
         return actions, values, log_prob, values.sum() + log_prob.sum()
@@ -235,7 +387,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         :param groups: group of each observation, shape ``(B,)``, if it is known already
         :return: value, log-likelihood of the actions, entropy of the action distribution
         """
-        params, values = self._heads(obs, self.groups(obs) if groups is None else groups)
+        params, values = self._heads(obs, groups)
         return values, self.action_family.log_prob(params, actions), self.action_family.entropy(params)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -246,10 +398,14 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         return actions
 
     def _params(self, obs: PyTorchObs) -> Any:
-        features = self.pi_features_extractor(self._preprocess(obs))
-        groups = self.groups(obs)
-        rows = head_rows(groups, self.max_groups)
-        return self._action_params(self.mlp_extractor.forward_actor(features), groups, rows)
+        return self._action_params(self.latent_pi(obs), *self._chosen(obs))
+
+    def latent_pi(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: batch of ``B`` observations
+        :return: output of the actor's trunk, shape ``(B, latent_dim)``
+        """
+        return self.mlp_extractor.forward_actor(self.pi_features_extractor(self._preprocess(obs)))
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         params = self._params(obs)
@@ -262,11 +418,11 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         features = self.vf_features_extractor(self._preprocess(obs))
-        groups = self.groups(obs)
-        rows = head_rows(groups, self.max_groups)
-        values = choose_head(self.value_net(self.mlp_extractor.forward_critic(features)), rows, self.max_groups)
+        _, rows = self._chosen(obs)
+        latent_vf = self.mlp_extractor.forward_critic(features)
+        values = choose_head(self._outputs("value_net", latent_vf), rows, self.max_groups)
         if not math.isfinite(values.sum().item()):
-            raise ValueError(describe_nonfinite(obs, groups, values.flatten().isfinite()))
+            raise ValueError(describe_nonfinite(obs, self.groups(obs), values.flatten().isfinite()))
         return values
 
 
@@ -281,7 +437,7 @@ class GroupMultiInputActorCriticPolicy(GroupActorCriticPolicy, MultiInputActorCr
 def check_group_counts(n_groups: int | None, max_groups: int | None, n_cells: int) -> tuple[int, int]:
     """
     :param n_groups: groups to start with; ``None``: one per cell, but at most ``max_groups``
-    :param max_groups: number of heads; ``None``: ``n_groups``
+    :param max_groups: number of heads; ``None``: one per cell, or one if ``n_groups`` is 1
     :param n_cells: number of cells
     :return: ``n_groups`` and ``max_groups``
     :raises ValueError: unless ``1 <= n_groups <= max_groups`` and ``n_groups <= n_cells``
@@ -289,7 +445,7 @@ def check_group_counts(n_groups: int | None, max_groups: int | None, n_cells: in
     if n_groups is None:
         n_groups = n_cells if max_groups is None else min(n_cells, max_groups)
     if max_groups is None:
-        max_groups = n_groups
+        max_groups = 1 if n_groups == 1 else max(n_groups, n_cells)
     if not 1 <= n_groups <= max_groups:
         raise ValueError(f"`n_groups` must be between 1 and `max_groups` ({max_groups}), got {n_groups}")
     if n_groups > n_cells:

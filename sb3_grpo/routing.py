@@ -14,8 +14,8 @@ from torch import nn
 
 # Observations with more dimensions are projected to this many before the random router compares them.
 MAX_DISTANCE_DIM = 32
-# Rollouts are routed in parts of at most this many steps: a whole rollout of images as floats would not be small.
-MAX_CHUNK = 32
+# Rollouts are routed in parts of about this many numbers: a whole rollout of images as floats would not be small.
+MAX_CHUNK = 2**20
 
 
 class Router(nn.Module, ABC):
@@ -113,11 +113,11 @@ class RandomRouter(Router):
         if self.bias.isfinite().all():
             return
         random = np.random.default_rng(seed)
-        chunks = split_obs(obs, MAX_CHUNK)
+        chunks = split_obs(obs)
         # close to the mean, which keeps differences exact where observations are far from 0
         offset = self._flat(next(chunks)).mean(dim=0)
         projection = self._projection(random, len(offset)).to(offset.device)
-        points = th.cat([(self._flat(chunk) - offset) @ projection for chunk in split_obs(obs, MAX_CHUNK)])
+        points = th.cat([(self._flat(chunk) - offset) @ projection for chunk in split_obs(obs)])
         mean, std = points.mean(dim=0), points.std(dim=0, correction=0)
         # a coordinate that never moves says nothing: leave it out instead of dividing by nothing
         inverse_std = th.where(std > 1e-6, 1 / std, 0.0)
@@ -241,7 +241,7 @@ class CallableRouter(Router):
     :param n_cells: number of cells
     """
 
-    def __init__(self, observation_space: spaces.Space, function: Callable[[PyTorchObs], Any], n_cells: int):
+    def __init__(self, observation_space: spaces.Space, function: Callable[[Any], Any], n_cells: int):
         super().__init__(observation_space, n_cells)
         self.function = function
 
@@ -265,12 +265,13 @@ def as_collected(obs: Any, space: spaces.Space) -> Any:
     return obs.flatten().long() if isinstance(space, spaces.Discrete) else obs
 
 
-def split_obs(obs: PyTorchObs, size: int) -> Iterator[PyTorchObs]:
+def split_obs(obs: PyTorchObs) -> Iterator[PyTorchObs]:
     """
     :param obs: batch of observations
-    :param size: largest number of observations in a part
-    :return: the parts, in order
+    :return: the same in parts of about ``MAX_CHUNK`` numbers, in order
     """
+    entries = list(obs.values()) if isinstance(obs, dict) else [obs]
+    size = max(1, MAX_CHUNK // sum(entry[0].numel() for entry in entries))
     if isinstance(obs, dict):
         for parts in zip(*(value.split(size) for value in obs.values()), strict=True):
             yield dict(zip(obs, parts, strict=True))
@@ -299,7 +300,7 @@ ROUTERS: dict[str, type[Router]] = {"random": RandomRouter, "one_hot": OneHotRou
 
 
 def make_router(
-    router: str | Callable[[PyTorchObs], Any],
+    router: str | Callable[[Any], Any],
     observation_space: spaces.Space,
     router_kwargs: dict[str, Any] | None = None,
 ) -> Router:

@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.optim.adam import adam
 
 from sb3_grpo.buffers import GroupRolloutBufferSamples
 from sb3_grpo.losses import approx_kl
+from sb3_grpo.policies import GroupActorCriticPolicy
 
 
 class UpdateTerms(NamedTuple):
@@ -67,16 +67,18 @@ class EagerUpdate:
     :param max_kl: steps are refused beyond this KL divergence
     """
 
-    def __init__(self, policy: ActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
-        self.optimizer = policy.optimizer
-        self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    def __init__(self, policy: GroupActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
+        self.policy, self.optimizer = policy, policy.optimizer
         self.loss, self.max_grad_norm, self.max_kl = loss, max_grad_norm, max_kl
 
     def __enter__(self) -> "EagerUpdate":
+        self._alone = self.policy.trained_alone()
+        self._alone.__enter__()
+        self.parameters = list(trained_parameters(self.policy).values())
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self._alone.__exit__(None, None, None)
 
     def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
         terms = self.loss(batch, clip_range, clip_range_vf)
@@ -110,9 +112,9 @@ class _FlatAdam:
     :param max_grad_norm: the gradient is scaled down to this norm
     """
 
-    def __init__(self, policy: ActorCriticPolicy, max_grad_norm: float):
+    def __init__(self, policy: GroupActorCriticPolicy, max_grad_norm: float):
         self.optimizer, self.settings = policy.optimizer, dict(policy.optimizer.param_groups[0])
-        trained = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        trained = trained_parameters(policy)
         self.names, self.parameters = list(trained), list(trained.values())
         self.sizes = [parameter.numel() for parameter in self.parameters]
         self.max_grad_norm = max_grad_norm
@@ -123,13 +125,15 @@ class _FlatAdam:
         self._step_device = device if self.settings["fused"] or self.settings["capturable"] else th.device("cpu")
 
     def __enter__(self: SelfFlatAdam) -> SelfFlatAdam:
-        states = [self.optimizer.state[parameter] for parameter in self.parameters]
         self.flat = th.cat([parameter.detach().flatten() for parameter in self.parameters])
+        # a parameter that was frozen, or has not had a gradient yet, has no state of its own
+        states = [(parameter, self.optimizer.state[parameter]) for parameter in self.parameters]
         self.exp_avg, self.exp_avg_sq = (
-            th.cat([state[name].flatten() for state in states]) if states[0] else th.zeros_like(self.flat)
+            th.cat([state.get(name, th.zeros_like(parameter)).flatten() for parameter, state in states])
             for name in ("exp_avg", "exp_avg_sq")
         )
-        self.n_steps = states[0]["step"].to(self.flat, copy=True) if states[0] else self.flat.new_zeros(())
+        steps = [state["step"] for _, state in states if state]
+        self.n_steps = th.stack(steps).max().to(self.flat, copy=True) if steps else self.flat.new_zeros(())
         for parameter, values in zip(self.parameters, self._unflatten(self.flat), strict=True):
             parameter.data = values
         return self
@@ -158,6 +162,9 @@ class _FlatAdam:
         """
         flat, exp_avg, exp_avg_sq, n_steps = vectors
         gradient = th.cat([part.flatten() for part in gradients])
+        if gradient.shape != flat.shape:
+            # the kernel would read what does not belong to it
+            raise RuntimeError(f"{gradient.numel()} gradients for {flat.numel()} parameters")
         gradient = gradient * th.clamp(self.max_grad_norm / (gradient.norm() + 1e-6), max=1.0)
         adam(
             [flat],
@@ -190,7 +197,7 @@ class FlatUpdate(_FlatAdam):
     :param max_kl: steps are refused beyond this KL divergence
     """
 
-    def __init__(self, policy: ActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
+    def __init__(self, policy: GroupActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
         super().__init__(policy, max_grad_norm)
         self.loss, self.max_kl = loss, max_kl
 
@@ -215,7 +222,7 @@ class CompiledUpdate(_FlatAdam):
     :param max_kl: steps are refused beyond this KL divergence
     """
 
-    def __init__(self, policy: ActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
+    def __init__(self, policy: GroupActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
         super().__init__(policy, max_grad_norm)
         self.max_kl = max_kl
         self.function = _LossModule(policy, loss)
@@ -280,6 +287,14 @@ def skip_guards() -> AbstractContextManager[None]:
         return nullcontext()
 
 
+def trained_parameters(policy: GroupActorCriticPolicy) -> dict[str, nn.Parameter]:
+    """
+    :return: the parameters that the policy's optimizer changes, by name, in the policy's order
+    """
+    known = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
+    return {name: p for name, p in policy.named_parameters() if id(p) in known and p.requires_grad}
+
+
 def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
     """
     :return: whether :class:`FlatUpdate` and :class:`CompiledUpdate` can take the place of this optimizer
@@ -303,7 +318,7 @@ def check_plain_adam(optimizer: th.optim.Optimizer) -> None:
 class _LossModule(nn.Module):
     """Makes the loss a function of the policy's parameters, for ``torch.func.functional_call``."""
 
-    def __init__(self, policy: ActorCriticPolicy, loss: LossFunction):
+    def __init__(self, policy: GroupActorCriticPolicy, loss: LossFunction):
         super().__init__()
         self.policy = policy
         self.loss = loss

@@ -1,4 +1,6 @@
-"""One group and lambda 0 is Stable-Baselines3's PPO: every tensor equal to the last bit."""
+"""
+One group and lambda 0 is Stable-Baselines3's PPO: every tensor equal to the last bit, also with heads in reserve.
+"""
 
 from typing import Any
 
@@ -14,6 +16,7 @@ from tiny_envs import RandomEnv
 
 from sb3_grpo import GRPO
 from sb3_grpo.envs.cartpole import TaskCartPole
+from sb3_grpo.heads import HEAD_DIMS, split_heads
 
 N_UPDATES = 3
 SMALL = dict(net_arch=[16])
@@ -199,7 +202,107 @@ def test_logged_values():
     assert [logs[1][name] for name in names] == pytest.approx([logs[0][name] for name in names])
 
 
+N_HEADS = 4
+# probes watch, but nothing they say is enough for a split
+RESERVE: dict[str, Any] = dict(max_groups=N_HEADS, split_kl=1000.0)
+
+
+def head_of(tensor: th.Tensor, name: str, head: int) -> th.Tensor:
+    return split_heads(tensor, HEAD_DIMS[name], N_HEADS)[head] if name in HEAD_DIMS else tensor
+
+
+def check_parity_of_the_first_head(*args, **kwargs) -> tuple[PPO, GRPO]:
+    ppo, grpo = pair(*args, group_kwargs=RESERVE, **kwargs)
+    assert isinstance(grpo, GRPO)
+    assert ppo._n_updates == grpo._n_updates >= N_UPDATES
+    assert grpo.policy.probes is not None
+    assert grpo.policy.probes.steps.sum() > 0
+    assert grpo.regroup_history == []
+    wide, fresh = dict(grpo.policy.named_parameters()), train_nothing(*args, **kwargs).policy.state_dict()
+    for name, parameter in ppo.policy.named_parameters():
+        assert th.equal(parameter, head_of(wide[name], name, 0)), name
+        moments, wide_moments = (model.policy.optimizer.state[p] for model, p in ((ppo, parameter), (grpo, wide[name])))
+        assert moments.keys() == wide_moments.keys()
+        assert moments
+        for key, moment in moments.items():
+            own = head_of(wide_moments[key], name, 0) if moment.shape == parameter.shape else wide_moments[key]
+            assert th.equal(moment, own), (name, key)
+        for head in range(1, N_HEADS) if name in HEAD_DIMS else []:
+            assert th.equal(head_of(wide[name], name, head), fresh[name]), name
+    return ppo, grpo
+
+
+def train_nothing(make_env: Any, policy: Any, *, policy_kwargs: Any = None, **kwargs: Any) -> PPO:
+    env = make_env()
+    return PPO(policy, env, seed=7, policy_kwargs={**SMALL, **(policy_kwargs or {})}, use_sde=kwargs.get("use_sde", False))
+
+
+class TestHeadsInReserve:
+    def test_action_spaces(self, make_env):
+        check_parity_of_the_first_head(make_env, "MlpPolicy")
+
+    def test_advantages_not_normalised_and_entropy_bonus(self, make_env):
+        check_parity_of_the_first_head(make_env, "MlpPolicy", normalize_advantage=False, ent_coef=0.01)
+
+    @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+    def test_options(self, options):
+        check_parity_of_the_first_head(pendulum, "MlpPolicy", **options)
+
+    @pytest.mark.parametrize("options", SDE_OPTIONS.values(), ids=SDE_OPTIONS.keys())
+    def test_gsde(self, options):
+        check_parity_of_the_first_head(pendulum, "MlpPolicy", use_sde=True, **options)
+
+    def test_target_kl(self):
+        options = dict(target_kl=0.003, learning_rate=1e-2, n_epochs=5)
+        ppo, _ = check_parity_of_the_first_head(cartpole, "MlpPolicy", **options)
+        assert ppo._n_updates < 5 * N_UPDATES, "the limit was never reached: this test says nothing"
+
+    def test_several_environments_with_images_in_a_dict(self):
+        space = spaces.Dict({"img": spaces.Box(0, 255, (36, 36, 1), np.uint8), "vec": spaces.Box(-1, 1, (2,))})
+        small = dict(features_extractor_kwargs=dict(cnn_output_dim=16))
+        check_parity_of_the_first_head(
+            lambda: make_vec_env(lambda: RandomEnv(space, spaces.Discrete(2)), 2, seed=0),
+            "MultiInputPolicy",
+            policy_kwargs=small,
+            n_steps=16,
+            batch_size=8,
+        )
+
+    def test_vec_normalize(self):
+        check_parity_of_the_first_head(lambda: VecNormalize(make_vec_env("Pendulum-v1", n_envs=2)), "MlpPolicy")
+
+    def test_predictions(self, make_env):
+        ppo, grpo = check_parity_of_the_first_head(make_env, "MlpPolicy")
+        ppo.set_random_seed(0)
+        obs = np.stack([ppo.observation_space.sample() for _ in range(20)])
+        for deterministic in (True, False):
+            actions = []
+            for model in (ppo, grpo):
+                th.manual_seed(0)
+                actions.append(model.predict(obs, deterministic=deterministic)[0])
+            np.testing.assert_array_equal(actions[0], actions[1])
+
+    def test_continued_after_loading(self, tmp_path):
+        models = pair(pendulum, "MlpPolicy", group_kwargs=RESERVE)
+        weights = []
+        for model in models:
+            model.save(tmp_path / "model")
+            loaded = type(model).load(tmp_path / "model", env=pendulum())
+            loaded.set_random_seed(3)
+            weights.append(dict(loaded.learn(128, reset_num_timesteps=False).policy.named_parameters()))
+        ppo, grpo = weights
+        assert all(th.equal(value, head_of(grpo[name], name, 0)) for name, value in ppo.items())
+        assert not th.equal(ppo["action_net.weight"], models[0].policy.state_dict()["action_net.weight"])
+
+
 class TestNegativeControls:
+    def test_two_groups_differ_from_ppo_in_the_first_head(self):
+        two = dict(**RESERVE, n_groups=2, merge_kl=None)
+        ppo, grpo = pair(cartpole, "MlpPolicy", group_kwargs=two)
+        wide = dict(grpo.policy.named_parameters())
+        for name, parameter in ppo.policy.named_parameters():
+            assert not th.equal(parameter, head_of(wide[name], name, 0)), name
+
     def test_four_groups_differ_from_ppo(self):
         ppo, grpo = pair(cartpole, "MlpPolicy", group_kwargs=dict(n_groups=4, group_coef=0.02))
         trunk = "mlp_extractor.policy_net.0.weight"

@@ -203,6 +203,235 @@ class TestGroups:
         assert not any(one.equal(other) for one, other in zip(looked_up, wrong, strict=True) if one.ndim == 2)
 
 
+class TestNumberOfHeads:
+    @pytest.mark.parametrize(
+        ("kwargs", "expected"),
+        [
+            (dict(), (3, 3)),
+            (dict(n_groups=1), (1, 1)),
+            (dict(n_groups=2), (2, 3)),
+            (dict(max_groups=2), (2, 2)),
+            (dict(n_groups=1, max_groups=5), (1, 5)),
+        ],
+        ids=str,
+    )
+    def test_default(self, kwargs, expected):
+        policy = make_policy(ACTION_SPACES["discrete"], **kwargs)
+        assert (policy.n_groups, policy.max_groups) == expected
+        assert policy.value_net.out_features == expected[1]
+        assert len(policy.active_groups) == expected[0]
+        assert (policy.probes is None) == (expected[1] == 1)
+
+    def test_random_numbers_are_drawn_as_with_one_head(self, action_space):
+        states = []
+        for kwargs in (dict(n_groups=1), dict(n_groups=1, max_groups=5), dict()):
+            make_policy(action_space, use_sde=isinstance(action_space, spaces.Box), **kwargs)
+            states.append(th.get_rng_state())
+        assert states[0].equal(states[1])
+        assert states[0].equal(states[2])
+
+
+class TestHeadOutputs:
+    def test_all_heads(self, action_space):
+        policy = make_policy(action_space)
+        randomize(policy)
+        latent = th.randn(5, 8)
+        outputs, log_std = policy.head_outputs(latent)
+        for group in range(N_HEADS):
+            weight, bias = head(policy.action_net, group)
+            th.testing.assert_close(outputs[:, group], latent @ weight.T + bias)
+            if isinstance(action_space, spaces.Box):
+                assert log_std.shape == outputs.shape
+                assert (log_std[:, group] == policy.log_std.chunk(N_HEADS)[group]).all()
+        assert isinstance(action_space, spaces.Box) == (log_std is not None)
+
+    @pytest.mark.parametrize("full_std", [True, False])
+    def test_gsde_has_the_deviation_of_its_marginal_distribution(self, full_std):
+        policy = make_policy(ACTION_SPACES["box"], use_sde=True, full_std=full_std)
+        randomize(policy)
+        latent = th.randn(5, 8)
+        outputs, log_std = policy.head_outputs(latent)
+        for group in range(N_HEADS):
+            weight, bias = head(policy.action_net, group)
+            th.testing.assert_close(outputs[:, group], latent @ weight.T + bias)
+            std = policy.log_std.chunk(N_HEADS, dim=1)[group].exp().expand(8, 2)
+            th.testing.assert_close(log_std[:, group], (latent.square() @ std.square() + 1e-6).sqrt().log())
+
+    @pytest.mark.parametrize("use_sde", [True, False])
+    def test_of_heads_in_reserve_too(self, use_sde):
+        policy = make_policy(ACTION_SPACES["box"], n_groups=1, max_groups=4, use_sde=use_sde)
+        outputs, log_std = policy.head_outputs(th.randn(5, 8))
+        assert outputs.shape == log_std.shape == (5, 4, 2)
+        for each in (outputs, log_std):
+            th.testing.assert_close(each, each[:, :1].expand(5, 4, 2))
+
+
+class TestScore:
+    latent = th.randn(len(GROUPS), 8, generator=th.Generator().manual_seed(2))
+
+    def by_hand(self, policy, actions):
+        """Outputs of the own heads, their standard deviations (Box only), and what the policy says."""
+        randomize(policy)
+        outputs, log_std = (
+            None if each is None else each[th.arange(len(GROUPS)), GROUPS].detach()
+            for each in policy.head_outputs(self.latent)
+        )
+        return outputs, None if log_std is None else log_std.exp(), policy.score(self.latent, GROUPS, actions)
+
+    def test_discrete(self):
+        actions = sample_actions(ACTION_SPACES["discrete"], len(GROUPS))
+        outputs, _, score = self.by_hand(make_policy(ACTION_SPACES["discrete"]), actions)
+        th.testing.assert_close(score, th.eye(4)[actions] - outputs.softmax(dim=1))
+
+    def test_multi_discrete(self):
+        actions = sample_actions(ACTION_SPACES["multi_discrete"], len(GROUPS)).long()
+        outputs, _, score = self.by_hand(make_policy(ACTION_SPACES["multi_discrete"]), actions)
+        parts = [
+            th.eye(n)[a] - part.softmax(dim=1) for n, a, part in zip((2, 3), actions.T, outputs.split([2, 3], 1), strict=True)
+        ]
+        th.testing.assert_close(score, th.cat(parts, dim=1))
+
+    def test_multi_binary(self):
+        actions = sample_actions(ACTION_SPACES["multi_binary"], len(GROUPS))
+        outputs, _, score = self.by_hand(make_policy(ACTION_SPACES["multi_binary"]), actions)
+        th.testing.assert_close(score, actions - outputs.sigmoid())
+
+    @pytest.mark.parametrize("kwargs", [dict(), dict(use_sde=True), dict(use_sde=True, full_std=False)], ids=str)
+    def test_box_in_units_of_the_standard_deviation(self, kwargs):
+        actions = sample_actions(ACTION_SPACES["box"], len(GROUPS))
+        mean, std, score = self.by_hand(make_policy(ACTION_SPACES["box"], **kwargs), actions)
+        th.testing.assert_close(score, (actions - mean) / std, atol=1e-5, rtol=1e-4)
+
+    def test_squashed_actions_count_before_tanh(self):
+        before = th.randn(len(GROUPS), 2, generator=th.Generator().manual_seed(3))
+        mean, std, score = self.by_hand(make_policy(ACTION_SPACES["box"], use_sde=True, squash_output=True), before.tanh())
+        th.testing.assert_close(score, (before - mean) / std, atol=1e-4, rtol=1e-3)
+
+    def test_leaves_no_gradients_and_needs_no_graph(self, action_space):
+        policy, actions = make_policy(action_space), sample_actions(action_space, len(GROUPS))
+        with th.no_grad():
+            score = policy.score(self.latent, GROUPS, actions)
+        assert score.any()
+        assert not score.requires_grad
+        assert all(parameter.grad is None for parameter in policy.parameters())
+
+    def test_of_one_group_with_heads_in_reserve(self, action_space):
+        policy, alone = make_policy(action_space, n_groups=1, max_groups=4), make_policy(action_space)
+        actions, groups = sample_actions(action_space, len(GROUPS)), th.zeros(len(GROUPS), dtype=th.long)
+        th.testing.assert_close(policy.score(self.latent, groups, actions), alone.score(self.latent, groups, actions))
+
+
+VARIANTS = [
+    *((name, dict()) for name in ACTION_SPACES),
+    ("box", dict(use_sde=True)),
+    ("box", dict(use_sde=True, squash_output=True)),
+]
+
+
+def give_all_cells_to(policy, group):
+    policy.cell_to_group.fill_(group)
+    policy.note_groups()
+
+
+@pytest.mark.parametrize(("name", "kwargs"), VARIANTS, ids=str)
+class TestOneGroupOfManyHeads:
+    """While all cells belong to one group only its head is computed: the same numbers, at the cost of one head."""
+
+    def make(self, name, kwargs):
+        policy = make_policy(ACTION_SPACES[name], **kwargs)
+        randomize(policy)
+        return policy, make_obs(GROUPS), sample_actions(ACTION_SPACES[name], len(GROUPS))
+
+    def outputs(self, policy, obs, actions):
+        _, values, _ = policy(obs, deterministic=True)
+        return [
+            *(each for each in policy.evaluate_actions(obs, actions) if each is not None),
+            values,
+            policy.predict_values(obs),
+            policy.get_distribution(obs).log_prob(actions),
+            policy._predict(obs, deterministic=True),
+        ]
+
+    @pytest.mark.parametrize("group", range(N_HEADS))
+    def test_as_if_chosen_from_all(self, name, kwargs, group):
+        policy, *data = self.make(name, kwargs)
+        give_all_cells_to(policy, group)
+        assert policy.only_group == group
+        alone = self.outputs(policy, *data)
+        policy.exact_single_group = False
+        policy.note_groups()
+        assert policy.only_group is None
+        for one, other in zip(alone, self.outputs(policy, *data), strict=True):
+            th.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("group", range(N_HEADS))
+    def test_trained_alone(self, name, kwargs, group):
+        policy, *data = self.make(name, kwargs)
+        shapes = {name: parameter.shape for name, parameter in policy.named_parameters()}
+        give_all_cells_to(policy, group)
+        before = self.outputs(policy, *data)
+        with policy.trained_alone():
+            assert policy.n_heads == 1
+            assert len(policy.value_net.weight) == 1
+            assert all(one.equal(other) for one, other in zip(before, self.outputs(policy, *data), strict=True))
+        assert policy.n_heads == N_HEADS
+        assert {name: parameter.shape for name, parameter in policy.named_parameters()} == shapes
+        assert all(one.equal(other) for one, other in zip(before, self.outputs(policy, *data), strict=True))
+
+
+class TestTrainedAlone:
+    def test_with_several_groups_nothing_happens(self, action_space):
+        policy = make_policy(action_space)
+        parameters = list(policy.parameters())
+        with policy.trained_alone():
+            assert policy.n_heads == N_HEADS
+            assert all(one is other for one, other in zip(policy.parameters(), parameters, strict=True))
+
+    def test_after_an_exception_all_is_as_before(self):
+        policy = make_policy(ACTION_SPACES["box"])
+        parameters = list(policy.parameters())
+        give_all_cells_to(policy, 1)
+        with pytest.raises(KeyError, match="inside"), policy.trained_alone():
+            raise KeyError("inside")
+        assert policy.n_heads == N_HEADS
+        assert all(one is other for one, other in zip(policy.parameters(), parameters, strict=True))
+
+
+class TestOnlyGroup:
+    def test_one_head_has_none(self):
+        assert make_policy(ACTION_SPACES["discrete"], n_groups=1).only_group is None
+
+    def test_heads_in_reserve(self):
+        assert make_policy(ACTION_SPACES["discrete"], n_groups=1, max_groups=4).only_group == 0
+
+    def test_follows_a_loaded_state(self):
+        one, many = make_policy(ACTION_SPACES["discrete"]), make_policy(ACTION_SPACES["discrete"])
+        give_all_cells_to(one, 2)
+        state = {name: value.clone() for name, value in many.state_dict().items()}
+        many.load_state_dict(one.state_dict())
+        assert many.only_group == 2
+        assert many.groups(make_obs(GROUPS)).tolist() == [2] * len(GROUPS)
+        many.load_state_dict(state)
+        assert many.only_group is None
+        assert many.groups(make_obs(GROUPS)).equal(GROUPS)
+
+    def test_survives_saving(self, tmp_path):
+        policy = make_policy(ACTION_SPACES["box"], use_sde=True)
+        randomize(policy)
+        give_all_cells_to(policy, 1)
+        policy.save(str(tmp_path / "policy.pth"))
+        loaded = MlpPolicy.load(str(tmp_path / "policy.pth"))
+        assert loaded.only_group == 1
+        obs = make_obs(GROUPS)
+        assert loaded._predict(obs, deterministic=True).equal(policy._predict(obs, deterministic=True))
+
+    def test_cells_do_not_depend_on_groups(self):
+        policy = make_policy(ACTION_SPACES["discrete"])
+        give_all_cells_to(policy, 1)
+        assert policy.cells(make_obs(GROUPS)).equal(GROUPS)
+        assert not make_policy(ACTION_SPACES["discrete"], n_groups=1).cells(make_obs(GROUPS)).any()
+
+
 class TestForward:
     def test_agrees_with_evaluate_actions(self, action_space):
         policy = make_policy(action_space)

@@ -1,12 +1,15 @@
 """Routers: which cell an observation belongs to, and what they refuse."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 
+from sb3_grpo import routing
 from sb3_grpo.policies import check_group_counts, deal_cells
-from sb3_grpo.routing import make_router
+from sb3_grpo.routing import make_router, split_obs
 
 
 def box(width, **kwargs):
@@ -249,6 +252,30 @@ def test_bad_arguments(router, space, kwargs, message):
         make_router(router, space, kwargs)
 
 
+class TestSplittingObservations:
+    """Parts of at most 12 numbers here."""
+
+    @pytest.fixture(autouse=True)
+    def _small_parts(self, monkeypatch):
+        monkeypatch.setattr(routing, "MAX_CHUNK", 12)
+
+    def test_parts_hold_as_many_observations_as_fit(self):
+        obs = th.arange(28.0).view(7, 4)
+        parts: list[Any] = list(split_obs(obs))
+        assert [len(part) for part in parts] == [3, 3, 1]
+        assert th.cat(parts).equal(obs)
+
+    def test_all_entries_of_a_dict_count(self):
+        obs = {"image": th.arange(20).view(5, 2, 2), "task": th.arange(5)}
+        parts: list[Any] = list(split_obs(obs))
+        assert [len(part["task"]) for part in parts] == [2, 2, 1]
+        assert all(th.cat([part[key] for part in parts]).equal(value) for key, value in obs.items())
+
+    def test_an_observation_is_never_divided(self):
+        parts: list[Any] = list(split_obs(th.zeros(2, 5, 5)))
+        assert [part.shape for part in parts] == [(1, 5, 5)] * 2
+
+
 class TestGroupCounts:
     @pytest.mark.parametrize(
         ("given", "expected"),
@@ -256,7 +283,10 @@ class TestGroupCounts:
             ((None, None, 6), (6, 6)),
             ((None, 4, 6), (4, 4)),
             ((None, 9, 6), (6, 9)),
-            ((2, None, 6), (2, 2)),
+            ((None, None, 1), (1, 1)),
+            ((None, 1, 6), (1, 1)),
+            ((1, None, 6), (1, 1)),
+            ((2, None, 6), (2, 6)),
             ((2, 4, 6), (2, 4)),
         ],
     )
@@ -266,7 +296,7 @@ class TestGroupCounts:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ((0, None, 6), r"`n_groups` must be between 1 and `max_groups` \(0\), got 0"),
+            ((0, None, 6), r"`n_groups` must be between 1 and `max_groups` \(6\), got 0"),
             ((-1, 4, 6), r"`n_groups` must be between 1 and `max_groups` \(4\), got -1"),
             ((5, 4, 6), r"`n_groups` must be between 1 and `max_groups` \(4\), got 5"),
             ((None, 0, 6), r"`n_groups` must be between 1 and `max_groups` \(0\), got 0"),
