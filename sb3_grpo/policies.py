@@ -320,8 +320,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         return distribution
 
     def reset_noise(self, n_envs: int = 1) -> None:
-        # detached: a graph that stays alive would remember the shape that log_std has now
-        self._sde.sample_weights(self._only("log_std", self.log_std.detach()), batch_size=n_envs)
+        self._sde.sample_weights(self._only("log_std", self.log_std), batch_size=n_envs)
 
     def _sde_distribution(self, outputs: th.Tensor, latent_pi: th.Tensor, rows: th.Tensor | None) -> Distribution:
         distribution = self._sde.proba_distribution(outputs, self._only("log_std", self.log_std), latent_pi)

@@ -725,7 +725,7 @@ class TestProjection:
         states = th.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # not the legacy dict
         learn(make_probes(3, latent_dim), random_rollout(0, 100, 3, latent_dim=latent_dim))
         assert th.get_rng_state().equal(states[0])
-        assert (np.random.get_state()[1] == states[1]).all()  # type: ignore[index]
+        assert (np.random.get_state()[1] == states[1]).all()  # type: ignore[index]  # not the legacy dict
 
     def test_saved_and_loaded_with_the_policy(self, tmp_path):
         space = spaces.Box(-1, 1, (5,))
