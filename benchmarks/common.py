@@ -1,5 +1,6 @@
 """What the benchmarks share: resumable sweeps with one result row per run, and statistics over seeds."""
 
+import argparse
 import importlib.metadata
 import json
 import time
@@ -56,6 +57,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     :param path: file written by :func:`sweep`; need not exist
     """
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def parse_parts(description: str | None, parts: Iterable[str]) -> argparse.Namespace:
+    """
+    :param description: of the script
+    :param parts: names of its parts
+    :return: ``parts``, ``seeds`` (``None``: those of the tables) and ``jobs`` from the command line
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--parts", nargs="*", choices=list(parts), default=list(parts))
+    parser.add_argument("--seeds", nargs="*", type=int, help="default: those of the tables")
+    parser.add_argument("--jobs", type=int, default=2)
+    return parser.parse_args()
 
 
 def iqm(values: Iterable[float]) -> float:

@@ -10,13 +10,12 @@ Do groups find hidden structure, and do they leave alone what has none?
 ``--parts recovery --seeds 1 2`` part of it. Seeds 100 to 110 were used to choose the defaults and are not reported.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import RESULTS, describe, iqm, sweep
+from common import RESULTS, describe, iqm, parse_parts, sweep
 from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
@@ -77,6 +76,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
 }
 HIDDEN = list(PROBLEMS)[:3]
 EQUAL = list(PROBLEMS)[3:]
+TWO_GROUPS = "GRPO, two random groups"
 # RL Zoo's hyper-parameters for PPO, but for the number of steps
 PLAIN: dict[str, dict[str, Any]] = {
     "CartPole-v1": dict(
@@ -170,7 +170,9 @@ def run_plain(env_id: str, algorithm: str, seed: int) -> dict[str, Any]:
     if algorithm == "random":
         model: PPO = PPO("MlpPolicy", make(seed), seed=seed, device="cpu", **given["kwargs"])
     else:
-        model = {"PPO": PPO, "GRPO": GRPO}[algorithm]("MlpPolicy", make(seed), seed=seed, device="cpu", **given["kwargs"])
+        groups: dict[str, Any] = {"n_groups": 2} if algorithm == TWO_GROUPS else {}
+        maker = PPO if algorithm == "PPO" else GRPO
+        model = maker("MlpPolicy", make(seed), seed=seed, device="cpu", **given["kwargs"], **groups)
         model.learn(given["steps"], callback=curve)
     eval_env = make(10_000 + seed)
     if isinstance(eval_env, VecNormalize):
@@ -203,7 +205,8 @@ def merging_runs(seeds: list[int]) -> list[dict[str, Any]]:
 
 
 def harm_runs(seeds: list[int]) -> list[dict[str, Any]]:
-    return [dict(env_id=e, algorithm=a, seed=s) for e in PLAIN for a in ("PPO", "GRPO", "random") for s in seeds]
+    runs = [(env_id, algorithm) for env_id in PLAIN for algorithm in ("PPO", "GRPO", "random")]
+    return [dict(env_id=e, algorithm=a, seed=s) for e, a in [*runs, ("CartPole-v1", TWO_GROUPS)] for s in seeds]
 
 
 PARTS: dict[str, Any] = {
@@ -261,32 +264,35 @@ def plot_kl(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def show_harm(rows: list[dict[str, Any]]) -> None:
-    """Default GRPO beside PPO; returns are counted from that of a random policy, so that ratios mean something."""
-    table = Table(
-        "environment", "seeds", "PPO, end", "GRPO, end", "PPO, area", "GRPO, area", "ratio, end", "ratio, area", "with a split"
+    """GRPO beside PPO; ratios are of returns counted from that of a random policy."""
+    columns = (
+        "environment",
+        "algorithm",
+        "seeds",
+        "end",
+        "over training",
+        "ratio, end",
+        "ratio, over training",
+        "with a split",
     )
+    table = Table(*columns, title="plain problems, random router")
     for env_id in dict.fromkeys(row["run"]["env_id"] for row in rows):
-        results = {
-            name: [row["result"] for row in rows if row["run"]["env_id"] == env_id and row["run"]["algorithm"] == name]
-            for name in ("PPO", "GRPO", "random")
-        }
-        cells, ratios = [], []
-        base = float(np.mean([result["final"] for result in results["random"]]))
-        for measure in ("final", "area"):
-            values = {name: [result[measure] for result in results[name]] for name in ("PPO", "GRPO")}
-            cells += [describe(values[name]) for name in ("PPO", "GRPO")]
-            ratios.append(f"{(iqm(values['GRPO']) - base) / (iqm(values['PPO']) - base):.2f}")
-        split = sum(any(event[1] == "split" for event in result["events"]) for result in results["GRPO"])
-        table.add_row(env_id, str(len(results["GRPO"])), *cells, *ratios, str(split))
+        results: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["run"]["env_id"] == env_id:
+                results.setdefault(row["run"]["algorithm"], []).append(row["result"])
+        base = float(np.mean([result["final"] for result in results.pop("random")]))
+        for algorithm, own in results.items():
+            values = [[result[measure] for result in own] for measure in ("final", "area")]
+            ppo = [[result[measure] for result in results["PPO"]] for measure in ("final", "area")]
+            ratios = [f"{(iqm(x) - base) / (iqm(y) - base):.2f}" for x, y in zip(values, ppo, strict=True)]
+            split = sum(any(event[1] == "split" for event in result.get("events", [])) for result in own)
+            table.add_row(env_id, algorithm, str(len(own)), *map(describe, values), *ratios, str(split))
     Console(width=160).print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seeds", nargs="*", type=int, help="default: those of the tables")
-    parser.add_argument("--jobs", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parse_parts(__doc__, PARTS)
     rows = {}
     for part in arguments.parts:
         function, runs, seeds = PARTS[part]

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +105,19 @@ def make_model(constructor: Callable[..., OnPolicyAlgorithm], setting: dict[str,
 
 class Clock:
     """
-    Adds up the seconds that an algorithm spends in rollouts and updates.
+    Adds up the seconds that methods take.
 
-    :param model: whose methods are to be timed
+    :param owner: whose methods they are
+    :param names: their names
     """
 
-    def __init__(self, model: OnPolicyAlgorithm):
-        self.seconds = {"collect_rollouts": 0.0, "train": 0.0}
-        for name in self.seconds:
-            setattr(model, name, self._timed(name, getattr(model, name)))
+    def __init__(self, owner: Any, names: Sequence[str] = ("collect_rollouts", "train")):
+        self.seconds = dict.fromkeys(names, 0.0)
+        for name in names:
+            setattr(owner, name, self._timed(name, getattr(owner, name)))
+
+    def reset(self) -> None:
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
 
     def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -140,7 +144,7 @@ def measure(setting: dict[str, Any], repeats: int) -> dict[str, dict[str, Any]]:
     clocks = {name: Clock(model) for name, model in models.items()}
     for _ in range(repeats):
         for name, model in models.items():
-            clocks[name].seconds.update(collect_rollouts=0.0, train=0.0)
+            clocks[name].reset()
             start = time.perf_counter()
             model.learn(steps[name], reset_num_timesteps=False)
             seconds = {"all": time.perf_counter() - start, **clocks[name].seconds}

@@ -6,6 +6,7 @@ from sb3_grpo.evaluation import GroupEvaluation, evaluate_groups
 from sb3_grpo.grouping import RegroupEvent
 from sb3_grpo.grpo import GRPO, GroupRecord
 from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_grpo.task_sampling import TaskSamplingCallback
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "MultiInputPolicy",
     "RegroupCallback",
     "RegroupEvent",
+    "TaskSamplingCallback",
     "evaluate_groups",
     "plot_regrouping",
 ]

@@ -64,11 +64,11 @@ class GRPO(PPO):
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0)
     :param clip_range_vf: Clipping parameter for the value function, ``None`` for no clipping; it depends on
-        the reward scaling
+        the reward scaling, but with ``normalize_advantage="group"`` it is in units of the group's returns
     :param normalize_advantage: ``True``: per minibatch, as PPO. ``"group"``: subtract each group's mean over
-        the rollout and divide by its standard deviation; for groups that are whole episodes (tasks), above
-        all when their rewards have different scales. It removes real information where groups are
-        regions inside an episode. ``False``: not at all.
+        the rollout and divide by its standard deviation, and have value heads in units of their group's returns;
+        for groups that are whole episodes (tasks), above all when their rewards have different scales. It removes
+        real information where groups are regions inside an episode. ``False``: not at all.
     :param ent_coef: Entropy coefficient for the loss calculation
     :param vf_coef: Value function coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
@@ -86,11 +86,10 @@ class GRPO(PPO):
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param n_groups: number of groups to start with, at least 1. ``None``: one per cell where the cells are given
-        (``"one_hot"``, ``"discrete"``, a callable), ``DEFAULT_RANDOM_GROUPS`` with the random router.
-        1 is PPO.
+        (``"one_hot"``, ``"discrete"``, a callable), one that may split with the random router.
     :param max_groups: number of heads, fixed for the life of the model, at least ``n_groups``. ``None``: one per cell,
-        but one if ``n_groups`` is 1, and ``n_groups`` if groups never split (``split_kl=None``). With one head it is
-        PPO and stays it; to begin with one group that may split, give both: ``n_groups=1, max_groups=8``.
+        but one if ``n_groups=1`` is given, and ``n_groups`` if groups never split (``split_kl=None``). With one head it
+        is PPO and stays it; to begin with one group that may split, give both: ``n_groups=1, max_groups=8``.
     :param router: how an observation is assigned to its cell: ``"random"`` (Voronoi cells of the
         observation space), ``"one_hot"``, ``"discrete"``, or a function that maps a batch of observations
         (tensor, or dict of tensors) to integer cells of shape ``(B,)``. Give the router whenever you know
@@ -128,7 +127,6 @@ class GRPO(PPO):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    DEFAULT_RANDOM_GROUPS: ClassVar[int] = 2
     policy: GroupActorCriticPolicy
     rollout_buffer: GroupRolloutBuffer
     normalize_advantage: bool | Literal["group"]  # type: ignore[assignment]  # PPO knows two values, here are three
@@ -266,6 +264,11 @@ class GRPO(PPO):
         check_regrouping(self.merge_kl, self.split_kl, self.regroup_freq, self.regroup_warmup, self.probe_leash)
         # another number of heads would have everything compiled again
         self.policy.exact_single_group = not self.compile
+        if self.normalize_advantage == "group":
+            self.policy.scales_values = True
+            # a guess in the unit of 1 would be taken for returns where rewards are small
+            for parameter in self.policy.value_net.parameters():
+                th.nn.init.zeros_(parameter)
         self.policy.note_groups()
         if self.router == "random":
             # nobody has said that random groups differ: they need not show for long that they do not
@@ -277,10 +280,11 @@ class GRPO(PPO):
         n_groups, max_groups = (self._built_groups.get(name, getattr(self, name)) for name in ("n_groups", "max_groups"))
         router_kwargs = dict(self.router_kwargs or {})
         if self.router == "random":
+            router_kwargs.setdefault("n_cells", max(8, n_groups or 1))
             if n_groups is None:
-                n_groups = min(self.DEFAULT_RANDOM_GROUPS, max_groups or self.DEFAULT_RANDOM_GROUPS)
-            router_kwargs.setdefault("n_cells", max(8, n_groups))
-        if max_groups is None and self.split_kl is None:
+                # nothing is known of random regions: they share a head until their probes object
+                n_groups, max_groups = 1, router_kwargs["n_cells"] if max_groups is None else max_groups
+        if self.max_groups is None and self.split_kl is None:
             # heads in reserve would never be used
             max_groups = n_groups
         if self._group_seed is None:
@@ -417,6 +421,8 @@ class GRPO(PPO):
             self.policy.router.fit(buffer.samples().observations, self.policy.group_seed)
             buffer.assign_groups(self.policy.cells, self.policy.cell_to_group)
         rollout = buffer.samples()
+        if self.normalize_advantage == "group":
+            self.policy.learn_value_scale(rollout.returns, rollout.groups)
         rollout, advantage_scale = self._normalize_by_group(rollout)
         coef = check_group_coef(self._group_coef_schedule(self._current_progress_remaining))
         scores = rollout.returns if self.group_score == "return" else rewards
@@ -444,21 +450,30 @@ class GRPO(PPO):
         ``L_PPO + lambda * L_group`` at the policy that collected the rollout.
         """
         values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, self._actions(batch), batch.groups)
-        values = values.flatten()
+        values, old_values, returns = values.flatten(), batch.old_values, batch.returns
+        if self.policy.scales_values:
+            units = self.policy.value_units(batch.groups)
+            values, old_values, returns = values / units, old_values / units, returns / units
         advantages = batch.advantages
         if self.normalize_advantage is True and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
         log_ratio = log_prob - batch.old_log_prob
-        policy_loss = -clipped_surrogate(log_ratio.exp(), advantages * batch.weights, clip_range).mean()
+        policy_loss = -self._surrogate(log_ratio.exp(), advantages, batch.weights, clip_range).mean()
         if clip_range_vf is not None:
-            values = batch.old_values + th.clamp(values - batch.old_values, -clip_range_vf, clip_range_vf)
-        value_loss = F.mse_loss(batch.returns, values)
+            values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
+        value_loss = F.mse_loss(returns, values)
         # without an analytical form the entropy is approximated
         entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
         loss = policy_loss if self.ent_coef == 0 else policy_loss + self.ent_coef * entropy_loss
         loss = loss + self.vf_coef * value_loss
         return UpdateTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio)
+
+    def _surrogate(self, ratio: th.Tensor, advantages: th.Tensor, weights: th.Tensor, clip_range: float) -> th.Tensor:
+        """
+        :return: what is maximised at each step, shape ``(b,)``
+        """
+        return clipped_surrogate(ratio, advantages * weights, clip_range)
 
     def _actions(self, batch: GroupRolloutBufferSamples) -> th.Tensor:
         return batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions

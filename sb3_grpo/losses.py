@@ -89,6 +89,25 @@ def group_weights(slope: th.Tensor, shares: th.Tensor, advantage_scale: th.Tenso
     return (1 - coef * slope * advantage_scale / shares).clamp(min=0)
 
 
+def effort_shares(
+    scores: th.Tensor, scale: th.Tensor | float, shares: th.Tensor, advantage_scale: float, coef: float
+) -> th.Tensor:
+    """
+    The balance as shares of the data instead of weights on the loss: ``share_i * weight_i``, which sums to 1.
+
+    :param scores: mean score of each group, shape ``(K,)``
+    :param scale: fluctuation of the scores over all steps
+    :param shares: shares of equally good groups, above 0 and with sum 1, shape ``(K,)``
+    :param advantage_scale: standard deviation of the advantages, in the unit of the scores
+    :param coef: lambda, at least 0; capped as in :func:`largest_group_coef`
+    :return: shape ``(K,)``, at least 0; larger than ``shares`` for groups that are behind
+    """
+    slope = penalty_slope(scores, scale)
+    divisor = th.full_like(scores, advantage_scale)
+    coef = min(coef, largest_group_coef(slope, shares, divisor))
+    return shares * group_weights(slope, shares, divisor, coef)
+
+
 def score_fluctuation(step_scores: th.Tensor, kind: str) -> th.Tensor:
     """
     ``sigma_R``, pooled over all steps of the rollout.

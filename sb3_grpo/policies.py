@@ -35,8 +35,12 @@ from sb3_grpo.distributions import (
 )
 from sb3_grpo.grouping import Merge, Split, apply_plan
 from sb3_grpo.heads import HEAD_DIMS, copy_head, merge_heads, only_head, split_heads
+from sb3_grpo.losses import MIN_SCALE, group_means
 from sb3_grpo.probes import Probes
 from sb3_grpo.routing import make_router
+
+# Steps of a group after which what its returns were counts half
+VALUE_HALF_LIFE = 5000
 
 
 class GroupActorCriticPolicy(ActorCriticPolicy):
@@ -65,6 +69,10 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
 
     cell_to_group: th.Tensor
     group_age: th.Tensor
+    value_scale: th.Tensor
+    value_steps: th.Tensor
+    # Whether the units of the value heads may be other than 1
+    scales_values = False
     # Whether a single active group is computed in the shapes of SB3's policy, to its last bit
     exact_single_group = True
     _compiled_act: Callable[[PyTorchObs, bool], tuple[th.Tensor, ...]] | None = None
@@ -97,6 +105,9 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         self.register_buffer("cell_to_group", th.as_tensor(deal_cells(made_router.n_cells, n_groups, group_seed)))
         # rollouts that each group has existed for
         self.register_buffer("group_age", th.zeros(max_groups, dtype=th.long))
+        # unit of each value head, and from how many steps it is known
+        self.register_buffer("value_scale", th.ones(max_groups))
+        self.register_buffer("value_steps", th.zeros(max_groups))
         self.group_seed = group_seed
         self.probes: Probes | None = None
         if max_groups > 1:
@@ -170,6 +181,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         result = super().load_state_dict(*args, **kwargs)
         self.note_groups()
+        self.scales_values = self.scales_values or bool((self.value_scale != 1).any())
         return result
 
     @contextmanager
@@ -192,13 +204,56 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         :param event: from :func:`sb3_grpo.grouping.plan_regrouping`
         """
         if isinstance(event, Merge):
+            both = th.tensor([event.keep, event.gone], device=self.device)
+            share = th.tensor([event.share, 1 - event.share], device=self.device)
+            # heads in different units have no average
+            self.rescale_values(both, (share * self.value_scale[both].square()).sum().sqrt().expand(2))
+            self.value_steps[event.keep] = self.value_steps[both].sum()
             merge_heads(self, event.keep, event.gone, event.share, self.max_groups)
             self.group_age[event.keep] = self.group_age[[event.keep, event.gone]].min()
         else:
             copy_head(self, event.group, event.new_group, self.max_groups)
             self.group_age[[event.group, event.new_group]] = 0
+            for buffer in (self.value_scale, self.value_steps):
+                buffer[event.new_group] = buffer[event.group]
         self.cell_to_group.copy_(apply_plan([event], self.cell_to_group))
         self.note_groups()
+
+    def learn_value_scale(self, returns: th.Tensor, groups: th.Tensor) -> None:
+        """
+        Follow the size of the returns of each group: the root of their mean square, in which older steps count less.
+
+        :param returns: shape ``(B,)``
+        :param groups: group of each, shape ``(B,)``
+        """
+        present, member, steps = groups.unique(return_inverse=True, return_counts=True)
+        # all steps alike until there are many
+        rate = th.maximum(1 - 0.5 ** (steps / VALUE_HALF_LIFE), steps / (self.value_steps[present] + steps))
+        mean_square = group_means(returns.square(), member, steps)
+        mean_square = th.lerp(self.value_scale[present].square(), mean_square, rate)
+        self.value_steps[present] += steps
+        self.rescale_values(present, mean_square.sqrt().clamp(min=MIN_SCALE))
+
+    def rescale_values(self, groups: th.Tensor, scale: th.Tensor) -> None:
+        """
+        Change the units of value heads but not the values: PopArt, https://arxiv.org/abs/1602.07714, without its mean.
+
+        :param groups: shape ``(K,)``
+        :param scale: their new units, above 0, shape ``(K,)``
+        """
+        ratio = (self.value_scale[groups] / scale).to(self.value_scale)
+        self.value_net.bias.data[groups] *= ratio
+        self.value_net.weight.data[groups] *= ratio.unsqueeze(1)
+        self.value_scale[groups] = scale.to(self.value_scale)
+
+    def value_units(self, groups: th.Tensor | None) -> th.Tensor:
+        """
+        :param groups: shape ``(B,)``; ``None``: all steps belong to the only group there is
+        :return: unit of the value head of each step, shape ``(B,)`` or without dimensions
+        """
+        if groups is None or self.only_group is not None:
+            return self.value_scale[self.only_group or 0]
+        return self.value_scale.index_select(0, groups)
 
     def head_outputs(self, latent_pi: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """
@@ -286,7 +341,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         :return: outputs of the heads that are used, side by side
         """
         net = getattr(self, name)
-        if self.only_group is None:
+        if self.only_group is None or self.n_heads == 1:
             return net(latent)
         return F.linear(latent, self._only(f"{name}.weight", net.weight), self._only(f"{name}.bias", net.bias))
 
@@ -334,8 +389,11 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         """
         groups, rows = self._chosen(obs, known_groups)
         latent_pi, latent_vf = self._latents(obs)
+        return self._action_params(latent_pi, groups, rows), self._values(latent_vf, groups, rows)
+
+    def _values(self, latent_vf: th.Tensor, groups: th.Tensor | None, rows: th.Tensor | None) -> th.Tensor:
         values = choose_head(self._outputs("value_net", latent_vf), rows, self.max_groups)
-        return self._action_params(latent_pi, groups, rows), values
+        return values * self.value_units(groups).unsqueeze(-1) if self.scales_values else values
 
     def _act(self, obs: PyTorchObs, deterministic: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """
@@ -417,9 +475,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         features = self.vf_features_extractor(self._preprocess(obs))
-        _, rows = self._chosen(obs)
-        latent_vf = self.mlp_extractor.forward_critic(features)
-        values = choose_head(self._outputs("value_net", latent_vf), rows, self.max_groups)
+        values = self._values(self.mlp_extractor.forward_critic(features), *self._chosen(obs))
         if not math.isfinite(values.sum().item()):
             raise ValueError(describe_nonfinite(obs, self.groups(obs), values.flatten().isfinite()))
         return values

@@ -68,7 +68,7 @@ def make_counting_vec_env(n_envs=2, **kwargs):
 
 class TestSaving:
     def test_load(self, task_cartpole, tmp_path):
-        model = make_model(task_cartpole, max_groups=5).learn(256)
+        model = make_model(task_cartpole, n_groups=2, max_groups=5).learn(256)
         model.save(tmp_path / "model")
         loaded = GRPO.load(tmp_path / "model")
         assert same_tensors(tensors(model), tensors(loaded))
@@ -96,7 +96,7 @@ class TestSaving:
         assert same_tensors(weights, resume())
 
     def test_router_is_not_fitted_again(self, task_cartpole, tmp_path):
-        model = make_model(task_cartpole, merge_kl=None, split_kl=None).learn(128)
+        model = make_model(task_cartpole, n_groups=2, merge_kl=None, split_kl=None).learn(128)
         model.save(tmp_path / "model")
         loaded = GRPO.load(tmp_path / "model", env=task_cartpole).learn(128)
         for name in ("router.weight", "router.bias", "cell_to_group"):
@@ -112,7 +112,7 @@ class TestSaving:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (dict(n_groups=3), r"`n_groups` of a saved model cannot be changed: it was built with 2, got 3"),
+            (dict(n_groups=3), r"`n_groups` of a saved model cannot be changed: it was built with 1, got 3"),
             (dict(max_groups=6), r"`max_groups` of a saved model cannot be changed: it was built with 8, got 6"),
             (dict(router_kwargs=dict(n_cells=9)), r"`n_cells` of a saved model cannot be changed: it was built with 8, got 9"),
             (ONE_HOT, r"`router` of a saved model cannot be changed: it was built with 'random', got 'one_hot'"),
@@ -124,7 +124,7 @@ class TestSaving:
             GRPO.load(tmp_path / "model", **change)
 
     def test_what_does_not_change_the_groups_can_be_given(self, task_cartpole, tmp_path):
-        make_model(task_cartpole).save(tmp_path / "model")
+        make_model(task_cartpole, n_groups=2).save(tmp_path / "model")
         loaded = GRPO.load(tmp_path / "model", env=task_cartpole, n_groups=2, group_coef=1e-5, learning_rate=1e-5)
         loaded.learn(128)
         assert loaded.group_coef == 1e-5
@@ -217,8 +217,9 @@ class TestTensorBoard:
     @pytest.mark.parametrize("options", [dict(), dict(clip_range_vf=0.2)], ids=["defaults", "clip_range_vf"])
     def test_tags_are_those_of_ppo_and_groups(self, tmp_path, options):
         # a second rollout, after which the first episodes' statistics are written
-        for algorithm in (PPO, GRPO):
-            make_model(task_vec_env(), algorithm=algorithm, tensorboard_log=str(tmp_path), **options).learn(256)
+        options = dict(options, tensorboard_log=str(tmp_path))
+        make_model(task_vec_env(), algorithm=PPO, **options).learn(256)
+        make_model(task_vec_env(), n_groups=2, **options).learn(256)
         ppo, grpo = tags(tmp_path / "PPO_1"), tags(tmp_path / "GRPO_1")
         assert {"train/loss", "rollout/ep_rew_mean", "time/fps"} <= ppo <= grpo
         extra = grpo - ppo
@@ -292,8 +293,9 @@ class TestGroupRecords:
         assert [record.score for record in by_return] == pytest.approx([2.0, 6.0])
 
     def test_default_number_of_groups(self, cartpole, task_cartpole):
-        assert make_model(cartpole).n_groups == 2
+        assert make_model(cartpole).n_groups == 1
         assert make_model(cartpole, max_groups=1).n_groups == 1
+        assert make_model(cartpole, max_groups=5).n_groups == 1
         assert make_model(task_cartpole, **ONE_HOT).n_groups == 4
         assert make_model(cartpole, router=left_or_right, router_kwargs=dict(n_cells=2)).n_groups == 2
 
@@ -302,10 +304,13 @@ class TestGroupRecords:
         [
             (dict(), 8),
             (dict(n_groups=1), 1),
+            (dict(n_groups=2), 8),
             (dict(n_groups=10), 10),
+            (dict(max_groups=5), 5),
             (dict(router_kwargs=dict(n_cells=5)), 5),
             (dict(n_groups=2, **ONE_HOT), 4),
-            (dict(split_kl=None), 2),
+            (dict(split_kl=None), 1),
+            (dict(n_groups=2, split_kl=None), 2),
             (dict(n_groups=3, split_kl=None, **ONE_HOT), 3),
             (dict(max_groups=3, split_kl=None), 3),
         ],
@@ -392,6 +397,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     (dict(n_groups=0), r"`n_groups` must be between 1 and `max_groups` \(8\), got 0"),
     (dict(n_groups=0, split_kl=None), r"`n_groups` must be between 1 and `max_groups` \(0\), got 0"),
     (dict(n_groups=-2, max_groups=3), r"`n_groups` must be between 1 and `max_groups` \(3\), got -2"),
+    (dict(max_groups=0), r"`n_groups` must be between 1 and `max_groups` \(0\), got 1"),
     (dict(n_groups=5, max_groups=4), r"`n_groups` must be between 1 and `max_groups` \(4\), got 5"),
     (dict(n_groups=5, **ONE_HOT), r"`n_groups` must be at most the number of cells \(4\), got 5"),
     (dict(group_coef=-0.1), r"`group_coef` must be finite and at least 0, got -0.1"),

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "update": {"losses", "routing", "distributions", "buffers", "grouping", "heads", "probes", "policies"},
     "evaluation": {"losses", "routing", "distributions", "buffers", "policies"},
     "callbacks": {"evaluation", "grouping", "plots"},
+    "task_sampling": {"losses"},
 }
 TOP = {"grpo", "callbacks", "zoo"}
 

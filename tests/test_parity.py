@@ -207,29 +207,34 @@ N_HEADS = 4
 RESERVE: dict[str, Any] = dict(max_groups=N_HEADS, split_kl=1000.0)
 
 
-def head_of(tensor: th.Tensor, name: str, head: int) -> th.Tensor:
-    return split_heads(tensor, HEAD_DIMS[name], N_HEADS)[head] if name in HEAD_DIMS else tensor
+def head_of(tensor: th.Tensor, name: str, head: int, n_heads: int = N_HEADS) -> th.Tensor:
+    return split_heads(tensor, HEAD_DIMS[name], n_heads)[head] if name in HEAD_DIMS else tensor
 
 
 def check_parity_of_the_first_head(*args, **kwargs) -> tuple[PPO, GRPO]:
     ppo, grpo = pair(*args, group_kwargs=RESERVE, **kwargs)
     assert isinstance(grpo, GRPO)
+    check_first_head(ppo, grpo, train_nothing(*args, **kwargs))
+    return ppo, grpo
+
+
+def check_first_head(ppo: PPO, grpo: GRPO, untrained: PPO) -> None:
+    n_heads = grpo.policy.max_groups
     assert ppo._n_updates == grpo._n_updates >= N_UPDATES
     assert grpo.policy.probes is not None
     assert grpo.policy.probes.steps.sum() > 0
     assert grpo.regroup_history == []
-    wide, fresh = dict(grpo.policy.named_parameters()), train_nothing(*args, **kwargs).policy.state_dict()
+    wide, fresh = dict(grpo.policy.named_parameters()), untrained.policy.state_dict()
     for name, parameter in ppo.policy.named_parameters():
-        assert th.equal(parameter, head_of(wide[name], name, 0)), name
+        assert th.equal(parameter, head_of(wide[name], name, 0, n_heads)), name
         moments, wide_moments = (model.policy.optimizer.state[p] for model, p in ((ppo, parameter), (grpo, wide[name])))
         assert moments.keys() == wide_moments.keys()
         assert moments
         for key, moment in moments.items():
-            own = head_of(wide_moments[key], name, 0) if moment.shape == parameter.shape else wide_moments[key]
+            own = head_of(wide_moments[key], name, 0, n_heads) if moment.shape == parameter.shape else wide_moments[key]
             assert th.equal(moment, own), (name, key)
-        for head in range(1, N_HEADS) if name in HEAD_DIMS else []:
-            assert th.equal(head_of(wide[name], name, head), fresh[name]), name
-    return ppo, grpo
+        for head in range(1, n_heads) if name in HEAD_DIMS else []:
+            assert th.equal(head_of(wide[name], name, head, n_heads), fresh[name]), name
 
 
 def train_nothing(make_env: Any, policy: Any, *, policy_kwargs: Any = None, **kwargs: Any) -> PPO:
@@ -293,6 +298,28 @@ class TestHeadsInReserve:
         ppo, grpo = weights
         assert all(th.equal(value, head_of(grpo[name], name, 0)) for name, value in ppo.items())
         assert not th.equal(ppo["action_net.weight"], models[0].policy.state_dict()["action_net.weight"])
+
+
+class TestDefaults:
+    """No argument about groups at all."""
+
+    @pytest.mark.parametrize("make_env", [cartpole, pendulum])
+    def test_are_ppo_until_a_split(self, make_env):
+        # rollouts as long as these are looked at one by one
+        options = dict(n_steps=1536, batch_size=256)
+        ppo, grpo = train(PPO, make_env, "MlpPolicy", **options), train(GRPO, make_env, "MlpPolicy", **options)
+        assert isinstance(grpo, GRPO)
+        check_first_head(ppo, grpo, train_nothing(make_env, "MlpPolicy"))
+        assert (grpo.n_groups, grpo.max_groups, grpo.policy.active_groups) == (1, 8, [0])
+        assert grpo.regrouping_due, "the probes were never asked: this test says less"
+        assert grpo.logger.name_to_value["groups/coef_effective"] > 0
+
+    @pytest.mark.parametrize("make_env", [cartpole, pendulum])
+    def test_two_groups_are_not(self, make_env):
+        ppo, grpo = train(PPO, make_env, "MlpPolicy"), train(GRPO, make_env, "MlpPolicy", n_groups=2)
+        assert isinstance(grpo, GRPO)
+        with pytest.raises(AssertionError, match=r"mlp_extractor|log_std"):
+            check_first_head(ppo, grpo, train_nothing(make_env, "MlpPolicy"))
 
 
 class TestNegativeControls:

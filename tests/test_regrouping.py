@@ -620,7 +620,8 @@ class TestRandomRouter:
     @pytest.mark.parametrize("seed", range(2))
     def test_its_groups_merge_early(self, seed):
         env = make_vec_env("CartPole-v1", 4, seed=seed)
-        model = GRPO("MlpPolicy", env, n_steps=64, n_epochs=2, seed=seed, policy_kwargs=dict(net_arch=[16]), device="cpu")
+        small: dict[str, Any] = dict(n_steps=64, n_epochs=2, policy_kwargs=dict(net_arch=[16]), device="cpu")
+        model = GRPO("MlpPolicy", env, **small, seed=seed, n_groups=2)
         assert model.policy.active_groups == [0, 1]
         assert model.max_groups == 8
         assert model.policy.only_group is None
@@ -636,8 +637,8 @@ class TestRandomRouter:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(3))
-    def test_with_all_defaults(self, seed):
-        model = GRPO("MlpPolicy", "CartPole-v1", seed=seed, device="cpu")
+    def test_with_all_other_defaults(self, seed):
+        model = GRPO("MlpPolicy", "CartPole-v1", seed=seed, n_groups=2, device="cpu")
         assert model.policy.active_groups == [0, 1]
         model.learn(4097)
         assert [event.kind for event in model.regroup_history] == ["merge"]

@@ -28,7 +28,8 @@ TINY: dict[str, Any] = {
 
 
 def make_model(env_id: str = "CartPole-v1", **kwargs: Any) -> GRPO:
-    return GRPO("MlpPolicy", make_vec_env(env_id, 2, seed=0), **{**TINY, **kwargs})
+    """Two groups: one is computed as PPO does it."""
+    return GRPO("MlpPolicy", make_vec_env(env_id, 2, seed=0), **{**TINY, "n_groups": 2, **kwargs})
 
 
 def seeded_image_env() -> FakeImageEnv:
@@ -97,6 +98,7 @@ def test_flat_equals_eager(env_id: str, optimizer_kwargs: dict[str, Any], monkey
     policy_kwargs = {**TINY["policy_kwargs"], "optimizer_kwargs": {"eps": 1e-5, **optimizer_kwargs}}
     kwargs: dict[str, Any] = {"learning_rate": slowing, "max_grad_norm": 0.1, "policy_kwargs": policy_kwargs}
     flat = make_model(env_id, **kwargs).learn(192)
+    assert isinstance(flat._make_update(None), FlatUpdate)
     monkeypatch.setattr("sb3_grpo.grpo.is_plain_adam", lambda optimizer: False)
     eager = make_model(env_id, **kwargs).learn(192)
     assert isinstance(eager._make_update(None), EagerUpdate)
@@ -134,7 +136,7 @@ def test_compiled_equals_eager_for_images() -> None:
     models = []
     for compile_ in (False, True):
         env = make_vec_env(seeded_image_env, 2, seed=0)
-        kwargs: dict[str, Any] = {**TINY, "policy_kwargs": None, "n_steps": 16, "batch_size": 16}
+        kwargs: dict[str, Any] = {**TINY, "n_groups": 2, "policy_kwargs": None, "n_steps": 16, "batch_size": 16}
         models.append(GRPO("CnnPolicy", env, **kwargs, compile=compile_).learn(64))
     assert models[1]._compiled_update is not None
     assert models[1]._compiled_update.works
