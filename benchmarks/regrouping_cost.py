@@ -17,7 +17,7 @@ from speed import N_ITERATIONS, SETTINGS, Clock, make_model
 
 from sb3_grpo import GRPO, RegroupCallback
 
-REPEATS = 9
+REPEATS = 5
 
 
 def measure(setting: dict[str, Any]) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ from sb3_grpo.callbacks import RegroupCallback, contains_regroup_callback
 from sb3_grpo.grouping import RegroupEvent
 from sb3_grpo.heads import split_heads
 from sb3_grpo.losses import GroupBalance, approx_kl, balance_groups, clipped_surrogate, group_means, group_std
-from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy
+from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy, NonFiniteError
 from sb3_grpo.probes import N_FOLDS
 from sb3_grpo.routing import split_obs
 from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate, Update, UpdateTerms, check_plain_adam, is_plain_adam
@@ -374,7 +374,7 @@ class GRPO(PPO):
                     history.append(update(batch, clip_range, clip_range_vf))
                     if not history[-1].accepted:
                         if not history[-1].loss.isfinite():
-                            raise ValueError(self._describe_nonfinite(batch))
+                            raise NonFiniteError(self._describe_nonfinite(batch))
                         early_stopping = True
                         break
                 self._n_updates += 1
@@ -664,7 +664,7 @@ def check_group_coef(value: float) -> float:
 
 def check_finite(rollout: GroupRolloutBufferSamples, rewards: th.Tensor) -> None:
     """
-    :raises ValueError: if a reward, an observation or an advantage of the rollout is NaN or infinite
+    :raises NonFiniteError: if a reward, an observation or an advantage of the rollout is NaN or infinite
     """
     columns = {"rewards": rewards}
     if isinstance(rollout.observations, dict):
@@ -677,7 +677,7 @@ def check_finite(rollout: GroupRolloutBufferSamples, rewards: th.Tensor) -> None
         finite = values.isfinite().flatten(1).all(dim=1) if values.ndim > 1 else values.isfinite()
         if not finite.all():
             groups = rollout.groups[~finite].unique().tolist()
-            raise ValueError(
+            raise NonFiniteError(
                 f"{name} must be finite, but {int((~finite).sum())} of {len(finite)} steps of the rollout have NaN or "
                 f"infinite values, in groups {groups}; the policy was left as it was"
             )

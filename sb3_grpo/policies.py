@@ -43,6 +43,10 @@ from sb3_grpo.routing import make_router
 VALUE_HALF_LIFE = 5000
 
 
+class NonFiniteError(ValueError):
+    """Something is NaN or infinite: data, outputs of the policy, or the loss."""
+
+
 class GroupActorCriticPolicy(ActorCriticPolicy):
     """
     SB3's trunk (features extractor and MLP extractor) and, per group, one head for the action
@@ -433,7 +437,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         mode_log_prob = self.action_family.log_prob(params, self.action_family.mode(params))
         finite = values.flatten().isfinite() & mode_log_prob.isfinite()
         if not finite.all():
-            raise ValueError(describe_nonfinite(obs, groups, finite))
+            raise NonFiniteError(describe_nonfinite(obs, groups, finite))
 
     def evaluate_actions(
         self, obs: PyTorchObs, actions: th.Tensor, groups: th.Tensor | None = None
@@ -477,7 +481,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         features = self.vf_features_extractor(self._preprocess(obs))
         values = self._values(self.mlp_extractor.forward_critic(features), *self._chosen(obs))
         if not math.isfinite(values.sum().item()):
-            raise ValueError(describe_nonfinite(obs, self.groups(obs), values.flatten().isfinite()))
+            raise NonFiniteError(describe_nonfinite(obs, self.groups(obs), values.flatten().isfinite()))
         return values
 
 

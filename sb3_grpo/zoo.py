@@ -1,0 +1,223 @@
+"""
+GRPO in RL Zoo. ``python -m sb3_grpo.zoo train --algo grpo --env CartPole-v1`` runs RL Zoo's script of that name, with all
+of its options and algorithms, GRPO among them.
+"""
+
+import argparse
+import importlib
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import optuna
+from matplotlib import pyplot as plt
+from optuna.samplers import BaseSampler
+from rl_zoo3 import exp_manager, hyperparams_opt, utils
+from rl_zoo3.callbacks import TrialEvalCallback
+
+from sb3_grpo.callbacks import GroupEvalCallback
+from sb3_grpo.grpo import GRPO
+from sb3_grpo.policies import NonFiniteError
+
+SCRIPTS = {
+    **{name: f"rl_zoo3.{name}" for name in ("train", "enjoy", "record_video", "record_training", "benchmark")},
+    **{name: f"rl_zoo3.{name}" for name in ("push_to_hub", "load_from_hub")},
+    **{name: f"rl_zoo3.plots.{name}" for name in ("all_plots", "plot_train", "plot_from_file")},
+}
+# Where RL Zoo finds the hyper-parameters
+CONFIG = "sb3_grpo.zoo_configs"
+
+
+def register() -> None:
+    """Make ``grpo`` one of RL Zoo's algorithms, in this process."""
+    utils.ALGOS["grpo"] = GRPO
+    hyperparams_opt.HYPERPARAMS_SAMPLER["grpo"] = sample_grpo_params
+    hyperparams_opt.HYPERPARAMS_CONVERTER["grpo"] = convert_grpo_params
+
+
+def sample_grpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    PPO's search space, and that of the groups.
+
+    :param trial: the trial
+    :param n_actions: see RL Zoo
+    :param n_envs: see RL Zoo
+    :param additional_args: see RL Zoo
+    :return: arguments of :class:`~sb3_grpo.grpo.GRPO`
+    """
+    ppo_params = hyperparams_opt.sample_ppo_params(trial, n_actions, n_envs, additional_args)
+    trial.suggest_categorical("groups", ["default", "one", "two"])
+    trial.suggest_float("group_coef", 1e-4, 0.5, log=True)
+    trial.suggest_categorical("normalize_advantage", ["minibatch", "group"])
+    trial.suggest_float("split_kl", 0.1, 1.0, log=True)
+    trial.suggest_float("merge_to_split", 0.1, 0.9)
+    return {**ppo_params, **convert_group_params(trial.params)}
+
+
+def convert_grpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param sampled_params: what a trial of :func:`sample_grpo_params` was suggested
+    :return: arguments of :class:`~sb3_grpo.grpo.GRPO`
+    """
+    groups = convert_group_params(sampled_params)
+    ppo_names = set(sampled_params) - {"groups", "group_coef", "normalize_advantage", "split_kl", "merge_to_split"}
+    return {**hyperparams_opt.convert_onpolicy_params({name: sampled_params[name] for name in ppo_names}), **groups}
+
+
+def convert_group_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param sampled_params: what a trial was suggested
+    :return: those arguments of :class:`~sb3_grpo.grpo.GRPO` that PPO does not have
+    """
+    return {
+        "n_groups": {"default": None, "one": 1, "two": 2}[sampled_params["groups"]],
+        "group_coef": sampled_params["group_coef"],
+        "normalize_advantage": {"minibatch": True, "group": "group"}[sampled_params["normalize_advantage"]],
+        "split_kl": sampled_params["split_kl"],
+        # a share, so that the thresholds cannot be crossed
+        "merge_kl": sampled_params["merge_to_split"] * sampled_params["split_kl"],
+    }
+
+
+class WorstTaskEvalCallback(GroupEvalCallback):
+    """What it reports as the mean reward is that of the worst task."""
+
+    def _on_step(self) -> bool:
+        continue_training = super()._on_step()
+        if self.last_evaluation:
+            self.last_mean_reward = self.last_worst_reward
+        return continue_training
+
+
+class WorstTaskTrialEvalCallback(TrialEvalCallback, WorstTaskEvalCallback):
+    """RL Zoo's evaluation of a trial, by its worst task."""
+
+
+class TrialNumber(int):
+    """A number that is true even if it is 0: RL Zoo takes 0 for "no trial"."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class GroupExperimentManager(exp_manager.ExperimentManager):
+    """RL Zoo's experiment manager without the traps that this package knows of; parameters as there."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.trial_id is not None:
+            self.trial_id = TrialNumber(self.trial_id)
+
+    def _create_sampler(self, sampler_method: str) -> BaseSampler:
+        seed = self.seed
+        if self.storage is not None:
+            # workers of one study that were given the same seed would be suggested the same
+            self.seed = int(np.random.SeedSequence([seed, os.getpid(), time.time_ns()]).generate_state(1)[0])
+        try:
+            return super()._create_sampler(sampler_method)
+        finally:
+            self.seed = seed
+
+    def objective(self, trial: optuna.Trial) -> float:
+        try:
+            return super().objective(trial)
+        except optuna.TrialPruned as pruned:
+            # RL Zoo prunes for every ValueError; only one that comes from bad luck with hyper-parameters is a reason
+            if self.algo == "grpo" and pruned.__cause__ is not None and not isinstance(pruned.__cause__, NonFiniteError):
+                raise RuntimeError(f"the trial could not be run: {pruned.__cause__}") from pruned.__cause__
+            raise
+
+
+def has_display() -> bool:
+    """Whether windows can be opened."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def save_figures(script: str) -> None:
+    """
+    Write what ``plt.show()`` would have shown.
+
+    :param script: first part of the files' names
+    """
+    for number in plt.get_fignums():
+        path = f"{script}_{number}.png"
+        plt.figure(number).savefig(path)
+        print(f"Figure: {path}")
+
+
+def run_by_this_module(call: Callable[..., int]) -> Callable[..., int]:
+    """
+    :param call: ``subprocess.call``
+    :return: the same, but scripts of RL Zoo that are started by one know GRPO, whatever "python" is here
+    """
+
+    def call_script(command: Sequence[str], *args: Any, **kwargs: Any) -> int:
+        match command:
+            case ["python", "-m", module, *rest] if module in SCRIPTS.values():
+                command = [sys.executable, "-m", "sb3_grpo.zoo", module.rpartition(".")[2], *rest]
+            case ["python", "enjoy.py", *rest]:
+                command = [sys.executable, "-m", "sb3_grpo.zoo", "enjoy", *rest]
+        return call(command, *args, **kwargs)
+
+    return call_script
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """
+    Run one of RL Zoo's scripts.
+
+    :param argv: name of the script and its arguments; ``None``: those of the command line
+    """
+    parser = argparse.ArgumentParser(prog="python -m sb3_grpo.zoo", description=__doc__)
+    parser.add_argument("script", choices=SCRIPTS, help="RL Zoo's script; all further arguments are the script's")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    script, rest = parser.parse_args(argv[:1] or ["--help"]).script, argv[1:]
+    register()
+    if script == "train":
+        rest = prepare_training(rest)
+    if not has_display():
+        matplotlib.use("Agg")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    patch()
+    sys.argv = [script, *rest]
+    runpy.run_module(SCRIPTS[script], run_name="__main__", alter_sys=True)
+    if not has_display():
+        save_figures(script)
+
+
+def patch() -> None:
+    """Mend in this process what keeps some of RL Zoo's scripts from running."""
+    subprocess.call = run_by_this_module(subprocess.call)
+    hub = importlib.import_module("huggingface_sb3.push_to_hub")
+    if not hasattr(hub, "generate_metadata"):
+        # RL Zoo imports it under its former name
+        vars(hub)["generate_metadata"] = hub._generate_metadata
+
+
+def prepare_training(argv: list[str]) -> list[str]:
+    """
+    :param argv: arguments of RL Zoo's ``train``, and ``--objective worst`` for trials that are judged by their worst task
+    :return: arguments of RL Zoo's ``train``, with the hyper-parameters of this package for GRPO
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--objective", choices=("mean", "worst"), default="mean")
+    parser.add_argument("--algo", default="ppo")
+    parser.add_argument("-conf", "--conf-file")
+    known, _ = parser.parse_known_args(argv)
+    vars(exp_manager)["ExperimentManager"] = GroupExperimentManager
+    if known.objective == "worst":
+        vars(exp_manager)["TrialEvalCallback"] = WorstTaskTrialEvalCallback
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--objective")
+    _, argv = own.parse_known_args(argv)
+    return argv if known.conf_file or known.algo != "grpo" else [*argv, "--conf-file", CONFIG]
+
+
+if __name__ == "__main__":
+    main()
