@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from tiny_policies import make_scrambled_policy
 
 from sb3_grpo import GRPO, MlpPolicy, RegroupCallback, RegroupEvent
 from sb3_grpo.callbacks import measure_groups
@@ -171,22 +172,8 @@ POLICIES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
 
 
 def make_policy(action_space: spaces.Space[Any], seed: int = 0, **kwargs: Any) -> MlpPolicy:
-    """All heads different, as are their moments in the optimizer."""
-    th.manual_seed(seed)
-    policy = MlpPolicy(
-        spaces.Box(-np.inf, np.inf, (2 + N_CELLS,)),
-        action_space,
-        lambda _: 1e-3,
-        net_arch=[16],
-        router="one_hot",
-        router_kwargs=dict(columns=(2, 2 + N_CELLS)),
-        **{"n_groups": 2, "max_groups": MAX_GROUPS, **kwargs},
-    )
-    for parameter in policy.parameters():
-        parameter.data = 0.5 * th.randn_like(parameter)
-        parameter.grad = th.randn_like(parameter)
-    policy.optimizer.step()
-    return policy
+    given = {"net_arch": [16], "n_groups": 2, "max_groups": MAX_GROUPS, **kwargs}
+    return make_scrambled_policy(action_space, N_CELLS, seed, **given)
 
 
 @pytest.fixture(params=POLICIES.values(), ids=list(POLICIES))

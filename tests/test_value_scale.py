@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_envs import CountingEnv
+from tiny_policies import make_scrambled_policy
 
 from sb3_grpo import GRPO, MlpPolicy
 from sb3_grpo.buffers import GroupRolloutBufferSamples
@@ -39,20 +40,7 @@ POLICIES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
 def make_policy(name: str = "discrete", cell_to_group: Sequence[int] = CELL_TO_GROUP, scales: bool = True) -> MlpPolicy:
     """All heads different, in different units."""
     action_space, kwargs = POLICIES[name]
-    th.manual_seed(0)
-    policy = MlpPolicy(
-        spaces.Box(-np.inf, np.inf, (2 + N_CELLS,)),
-        action_space,
-        lambda _: 1e-3,
-        net_arch=[8],
-        router="one_hot",
-        router_kwargs=dict(columns=(2, 2 + N_CELLS)),
-        **kwargs,
-    )
-    for parameter in policy.parameters():
-        parameter.data = 0.5 * th.randn_like(parameter)
-        parameter.grad = th.randn_like(parameter)
-    policy.optimizer.step()
+    policy = make_scrambled_policy(action_space, N_CELLS, net_arch=[8], **kwargs)
     policy.cell_to_group.copy_(th.tensor(cell_to_group))
     policy.note_groups()
     policy.value_scale.copy_(th.tensor(UNITS))
