@@ -142,7 +142,9 @@ def make_model(method: str, group_coef: float | None, env: VecEnv, **kwargs: Any
     :param group_coef: lambda of a lever; ``None``: what the method has
     :return: the model, and callbacks to train it with
     """
-    columns = (int(np.prod(env.observation_space.shape or ())) - N_TASKS, int(np.prod(env.observation_space.shape or ())))
+    assert env.observation_space.shape is not None
+    (width,) = env.observation_space.shape
+    columns = (width - N_TASKS, width)
     groups: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=columns), normalize_advantage="group")
     if method in LEVERS:
         # what is compared is what balance does to groups that stay as they are
@@ -160,8 +162,6 @@ def make_model(method: str, group_coef: float | None, env: VecEnv, **kwargs: Any
         return PPO("MlpPolicy", env, **kwargs), callbacks
     if "no balance" in method:
         groups["group_coef"] = 0.0
-    if "fixed" in method:
-        groups.update(merge_kl=None, split_kl=None)
     return GRPO("MlpPolicy", env, **groups, **kwargs), callbacks
 
 

@@ -98,10 +98,9 @@ class GRPO(PPO):
         ``columns=(start, stop)`` and ``hide`` (one_hot), ``key`` and ``hide`` (discrete); ``hide=True`` keeps what
         names the cell from the policy's trunk
     :param group_coef: lambda, how strongly groups that are behind are favoured: a number, a function of the
-        remaining progress (from 1 to 0), or ``"lin_0.05"`` (from 0.05 linearly to 0). At least 0; with four
-        groups useful values lie between 0.001 and 0.02, above that the cap binds (``groups/coef_effective``
-        stays below ``group_coef``) and a larger value changes nothing. 0: no balancing. The scores are
-        compared as they are: with rewards on different scales, use a small value or 0.
+        remaining progress (from 1 to 0), or ``"lin_0.05"`` (from 0.05 linearly to 0). At least 0; where the
+        cap binds (``groups/coef_effective`` stays below ``group_coef``) a larger value changes nothing. 0: no
+        balancing. The scores are compared as they are: with rewards on different scales, use a small value or 0.
     :param group_score: what groups are compared by: ``"return"`` (mean return-to-go of their steps, as SB3 estimates
         it for the value function) or ``"reward"`` (mean reward, to which SB3 adds the value of the last observation
         where a time limit ends the episode; for groups that are phases, when what comes after should not count)

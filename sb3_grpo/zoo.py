@@ -205,18 +205,15 @@ def prepare_training(argv: list[str]) -> list[str]:
     :param argv: arguments of RL Zoo's ``train``, and ``--objective worst`` for trials that are judged by their worst task
     :return: arguments of RL Zoo's ``train``, with the hyper-parameters of this package for GRPO
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--objective", choices=("mean", "worst"), default="mean")
-    parser.add_argument("--algo", default="ppo")
-    parser.add_argument("-conf", "--conf-file")
-    known, _ = parser.parse_known_args(argv)
+    own, shared = (argparse.ArgumentParser(add_help=False, allow_abbrev=False) for _ in range(2))
+    own.add_argument("--objective", choices=("mean", "worst"), default="mean")
+    shared.add_argument("--algo")
+    given, argv = own.parse_known_args(argv)
     vars(exp_manager)["ExperimentManager"] = GroupExperimentManager
-    if known.objective == "worst":
+    if given.objective == "worst":
         vars(exp_manager)["TrialEvalCallback"] = WorstTaskTrialEvalCallback
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--objective")
-    _, argv = own.parse_known_args(argv)
-    return argv if known.conf_file or known.algo != "grpo" else [*argv, "--conf-file", CONFIG]
+    # in front: the last one counts, which is the user's if there is one
+    return ["--conf-file", CONFIG, *argv] if shared.parse_known_args(argv)[0].algo == "grpo" else argv
 
 
 if __name__ == "__main__":
