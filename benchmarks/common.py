@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -27,7 +28,7 @@ def sweep(function: Callable[..., dict[str, Any]], runs: Iterable[Run], path: Pa
 
     :param function: one run; returns what was measured
     :param runs: keyword arguments of each run (plain JSON values)
-    :param path: file of rows ``{"run": ..., "result": ..., "seconds": ..., "versions": ...}``
+    :param path: file of rows ``{"run": ..., "result": ..., "seconds": ..., "versions": ..., "commit": ...}``
     :param jobs: number of processes
     :return: the rows of all runs, in their order
     """
@@ -35,17 +36,37 @@ def sweep(function: Callable[..., dict[str, Any]], runs: Iterable[Run], path: Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     done = read_rows(path)
     missing = [run for run in wanted if run not in [row["run"] for row in done]]
+    commit = current_commit()
     rows = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_one_run)(function, run) for run in missing)
     for row in tqdm(rows, total=len(missing), desc=path.stem, disable=not missing):
+        row["commit"] = commit
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         done.append(row)
     return [next(row for row in done if row["run"] == run) for run in wanted]
 
 
+def current_commit() -> str:
+    """
+    :return: the commit of this code, with "-dirty" where the code differs from it; "unknown" outside of a repository
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603 (own words)
+
+    try:
+        changed = git("diff", "--name-only", "HEAD", "--", ":/sb3_grpo", ":/benchmarks/*.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def _one_run(function: Callable[..., dict[str, Any]], run: Run) -> dict[str, Any]:
     # several processes on few cores are faster with one thread each
     th.set_num_threads(1)
+    # what was compiled for another run's model only takes room
+    th.compiler.reset()
     start = time.perf_counter()
     result = function(**run)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -108,8 +108,15 @@ class RegroupCallback(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if not self._grpo.regrouping_due:
-            return
+        if self._grpo.regrouping_due:
+            self._regroup()
+        # the probes will learn from them
+        self._grpo.policy.kept_latents = [] if self._grpo.regroups else None
+
+    def _on_training_end(self) -> None:
+        self._grpo.policy.kept_latents = None
+
+    def _regroup(self) -> None:
         n_events, divergences = len(self._grpo.regroup_history), measure_groups(self._grpo)
         # an event changes what is alike: measure again until nothing is left to do
         for _ in range(self._grpo.max_groups):

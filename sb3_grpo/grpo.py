@@ -485,11 +485,7 @@ class GRPO(PPO):
         policy, buffer = self.policy, self.rollout_buffer
         if not self.regroups:
             return None
-        # dropout and the like must neither draw random numbers nor learn anything here
-        policy.set_training_mode(False)
-        with th.no_grad():
-            latent = th.cat([policy.latent_pi(part) for part in split_obs(rollout.observations)])
-        policy.set_training_mode(True)
+        latent = self._rollout_latents(rollout)
         return dict(
             latent=latent,
             score=policy.score(latent, rollout.groups, self._actions(rollout)),
@@ -500,6 +496,22 @@ class GRPO(PPO):
             folds=(th.arange(self.n_envs, device=self.device) + self._n_rollouts).repeat_interleave(buffer.buffer_size)
             % N_FOLDS,
         )
+
+    def _rollout_latents(self, rollout: GroupRolloutBufferSamples) -> th.Tensor:
+        """
+        :return: output of the actor's trunk at each step, shape ``(B, latent_dim)``
+        """
+        policy = self.policy
+        kept, policy.kept_latents = policy.kept_latents, None
+        if kept is not None and len(kept) == self.n_steps:
+            return th.stack(kept, dim=1).flatten(0, 1)
+        # nobody has kept them, or somebody else has called the policy in between.
+        # Dropout and the like must neither draw random numbers nor learn anything here
+        policy.set_training_mode(False)
+        with th.no_grad():
+            latent = th.cat([policy.latent_pi(part) for part in split_obs(rollout.observations)])
+        policy.set_training_mode(True)
+        return latent
 
     @property
     def _n_rollouts(self) -> int:

@@ -80,6 +80,8 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     # Whether a single active group is computed in the shapes of SB3's policy, to its last bit
     exact_single_group = True
     _compiled_act: Callable[[PyTorchObs, bool], tuple[th.Tensor, ...]] | None = None
+    # Outputs of the actor's trunk in the calls of forward() since this was set to a list; None: they are not kept
+    kept_latents: list[th.Tensor] | None = None
 
     def __init__(
         self,
@@ -387,26 +389,27 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             distribution.choose(rows)
         return distribution
 
-    def _heads(self, obs: PyTorchObs, known_groups: th.Tensor | None = None) -> tuple[Any, th.Tensor]:
+    def _heads(self, obs: PyTorchObs, known_groups: th.Tensor | None = None) -> tuple[Any, th.Tensor, th.Tensor]:
         """
-        :return: what ``action_family`` calls ``params``, and the values, shape ``(B, 1)``
+        :return: what ``action_family`` calls ``params``, the values, shape ``(B, 1)``, and the output of the actor's trunk
         """
         groups, rows = self._chosen(obs, known_groups)
         latent_pi, latent_vf = self._latents(obs)
-        return self._action_params(latent_pi, groups, rows), self._values(latent_vf, groups, rows)
+        return self._action_params(latent_pi, groups, rows), self._values(latent_vf, groups, rows), latent_pi
 
     def _values(self, latent_vf: th.Tensor, groups: th.Tensor | None, rows: th.Tensor | None) -> th.Tensor:
         values = choose_head(self._outputs("value_net", latent_vf), rows, self.max_groups)
         return values * self.value_units(groups).unsqueeze(-1) if self.scales_values else values
 
-    def _act(self, obs: PyTorchObs, deterministic: bool) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+    def _act(self, obs: PyTorchObs, deterministic: bool) -> tuple[th.Tensor, ...]:
         """
-        :return: actions, values, log-likelihoods, and a number that is finite if all of them are
+        :return: actions, values, log-likelihoods, a number that is finite if all of them are, and the output of the
+            actor's trunk
         """
-        params, values = self._heads(obs)
+        params, values, latent_pi = self._heads(obs)
         actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
         log_prob = self.action_family.log_prob(params, actions)
-        return actions, values, log_prob, values.sum() + log_prob.sum()
+        return actions, values, log_prob, values.sum() + log_prob.sum(), latent_pi
 
     def compile_act(self) -> None:
         """Have the rollouts' forward pass compiled; the random numbers stay torch's own, in the same order."""
@@ -420,7 +423,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         try:
-            actions, values, log_prob, total = (self._compiled_act or self._act)(obs, deterministic)
+            actions, values, log_prob, total, latent_pi = (self._compiled_act or self._act)(obs, deterministic)
             healthy = math.isfinite(total.item())
         except RuntimeError as error:
             # torch does not sample from NaN
@@ -428,12 +431,14 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             raise error
         if not healthy:
             self._raise_if_nonfinite(obs)
+        if self.kept_latents is not None:
+            self.kept_latents.append(latent_pi.detach())
         assert self.action_space.shape is not None
         return actions.reshape((-1, *self.action_space.shape)), values, log_prob
 
     def _raise_if_nonfinite(self, obs: PyTorchObs) -> None:
         groups = self.groups(obs)
-        params, values = self._heads(obs, groups)
+        params, values, _ = self._heads(obs, groups)
         mode_log_prob = self.action_family.log_prob(params, self.action_family.mode(params))
         finite = values.flatten().isfinite() & mode_log_prob.isfinite()
         if not finite.all():
@@ -448,7 +453,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         :param groups: group of each observation, shape ``(B,)``, if it is known already
         :return: value, log-likelihood of the actions, entropy of the action distribution
         """
-        params, values = self._heads(obs, groups)
+        params, values, _ = self._heads(obs, groups)
         return values, self.action_family.log_prob(params, actions), self.action_family.entropy(params)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:

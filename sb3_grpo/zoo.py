@@ -7,12 +7,17 @@ import argparse
 import importlib
 import os
 import runpy
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import matplotlib
 import numpy as np
 import optuna
@@ -151,6 +156,22 @@ def save_figures(script: str) -> None:
         print(f"Figure: {path}")
 
 
+@contextmanager
+def ffmpeg_on_path() -> Iterator[None]:
+    """A context in which there is a command ``ffmpeg``: if the machine has none, the one that comes as a package."""
+    if shutil.which("ffmpeg") is not None or os.name != "posix":
+        yield
+        return
+    path = os.environ.get("PATH", os.defpath)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
+        os.environ["PATH"] = f"{path}{os.pathsep}{folder}"
+        try:
+            yield
+        finally:
+            os.environ["PATH"] = path
+
+
 def run_by_this_module(call: Callable[..., int]) -> Callable[..., int]:
     """
     :param call: ``subprocess.call``
@@ -179,14 +200,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     script, rest = parser.parse_args(argv[:1] or ["--help"]).script, argv[1:]
     register()
-    if script == "train":
-        rest = prepare_training(rest)
+    if script in PREPARATIONS:
+        rest = PREPARATIONS[script](rest)
     if not has_display():
         matplotlib.use("Agg")
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     patch()
     sys.argv = [script, *rest]
-    runpy.run_module(SCRIPTS[script], run_name="__main__", alter_sys=True)
+    with ffmpeg_on_path():
+        runpy.run_module(SCRIPTS[script], run_name="__main__", alter_sys=True)
     if not has_display():
         save_figures(script)
 
@@ -215,6 +237,22 @@ def prepare_training(argv: list[str]) -> list[str]:
     # in front: the last one counts, which is the user's if there is one
     return ["--conf-file", CONFIG, *argv] if shared.parse_known_args(argv)[0].algo == "grpo" else argv
 
+
+def prepare_recording(argv: list[str]) -> list[str]:
+    """
+    :param argv: arguments of RL Zoo's ``record_training``
+    :return: the same with an absolute output folder: a relative one would be taken from itself when videos are joined
+    """
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("-o", "--output-folder")
+    given, argv = own.parse_known_args(argv)
+    return argv if given.output_folder is None else [*argv, "-o", os.path.abspath(given.output_folder)]
+
+
+PREPARATIONS: dict[str, Callable[[list[str]], list[str]]] = {
+    "train": prepare_training,
+    "record_training": prepare_recording,
+}
 
 if __name__ == "__main__":
     main()

@@ -478,6 +478,55 @@ class TestHistory:
         assert model.policy.group_age.tolist() == [0] * 4
 
 
+class TestLatents:
+    """What the probes learn from is kept from the rollout: no second forward pass."""
+
+    class Disturbing(BaseCallback):
+        """Somebody else calls the policy during a rollout."""
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps == 2 * ROLLOUT + 8:
+                self.model.policy(th.zeros(N_ENVS, OBS_DIMS["cartpole"] + N_ENVS))
+            return True
+
+    @pytest.mark.parametrize("options", [dict(), GSDE, dict(n_groups=1)], ids=["cartpole", "gsde", "one group"])
+    @pytest.mark.parametrize(("callbacks", "computed"), [([], 0), ([Disturbing()], 1)], ids=["alone", "disturbed"])
+    def test_are_those_of_the_observations(self, monkeypatch, options, callbacks, computed):
+        model, n_computed, learn_from = make_model(**MERGE_ALL, **options), 0, GRPO._rollout_latents
+        latent_pi = MlpPolicy.latent_pi
+
+        def check(model: GRPO, rollout: Any) -> th.Tensor:
+            expected = latent_pi(model.policy, rollout.observations).detach()
+            actual = learn_from(model, rollout)
+            assert actual.shape == (ROLLOUT, 16)
+            th.testing.assert_close(actual, expected)
+            assert model.policy.kept_latents is None
+            return actual
+
+        def count(policy: MlpPolicy, obs: Any) -> th.Tensor:
+            nonlocal n_computed
+            n_computed += len(obs) == ROLLOUT
+            return latent_pi(policy, obs)
+
+        monkeypatch.setattr(GRPO, "_rollout_latents", check)
+        monkeypatch.setattr(MlpPolicy, "latent_pi", count)
+        if options.get("name") == "pendulum":
+            monkeypatch.setitem(OBS_DIMS, "cartpole", OBS_DIMS["pendulum"])
+        model.learn(4 * ROLLOUT, callbacks)
+        assert n_computed == computed
+
+    def test_are_not_kept_after_training_that_was_cut(self):
+        model = make_model()
+        model.learn(2 * ROLLOUT, lambda locals_, _: locals_["self"].num_timesteps < ROLLOUT + 8)
+        assert model.num_timesteps == ROLLOUT + 8
+        assert model.policy.kept_latents is None
+
+    def test_are_not_kept_where_groups_cannot_change(self):
+        model = make_model(merge_kl=None, split_kl=None)
+        model.learn(ROLLOUT, RegroupCallback())
+        assert model.policy.kept_latents is None
+
+
 class TestTiming:
     def merges(self, **kwargs: Any) -> list[int]:
         """After how many rollouts groups were merged."""
