@@ -65,8 +65,6 @@ def current_commit() -> str:
 def _one_run(function: Callable[..., dict[str, Any]], run: Run) -> dict[str, Any]:
     # several processes on few cores are faster with one thread each
     th.set_num_threads(1)
-    # what was compiled for another run's model only takes room
-    th.compiler.reset()
     start = time.perf_counter()
     result = function(**run)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
