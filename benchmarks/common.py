@@ -113,6 +113,26 @@ def iqm_interval(values: Iterable[float]) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def ratio_of_iqms(values: Iterable[float], base: Iterable[float], zero: float) -> tuple[float, float, float]:
+    """
+    :param values: one per seed
+    :param base: those to compare with, of the same seeds: seeds are drawn together
+    :param zero: what counts as nothing
+    :return: ratio of the interquartile means, and its 95 % bootstrap interval (percentile)
+    """
+
+    def ratio(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return stats.trim_mean(x - zero, 0.25, axis=axis) / stats.trim_mean(y - zero, 0.25, axis=axis)
+
+    x, y = (np.asarray(list(sample), dtype=float) for sample in (values, base))
+    if np.array_equal(x, y):
+        return 1.0, 1.0, 1.0
+    interval = stats.bootstrap(
+        (x, y), ratio, paired=True, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(ratio(x, y)), float(interval.low), float(interval.high)
+
+
 def describe(values: Iterable[float]) -> str:
     """
     :return: ``"IQM [low, high]"``

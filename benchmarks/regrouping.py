@@ -15,7 +15,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import RESULTS, describe, iqm, parse_parts, sweep
+from common import RESULTS, describe, parse_parts, ratio_of_iqms, sweep
 from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
@@ -263,17 +263,9 @@ def plot_kl(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def show_harm(rows: list[dict[str, Any]]) -> None:
-    """GRPO beside PPO; ratios are of returns counted from that of a random policy."""
-    columns = (
-        "environment",
-        "algorithm",
-        "seeds",
-        "end",
-        "over training",
-        "ratio, end",
-        "ratio, over training",
-        "with a split",
-    )
+    """GRPO beside PPO; ratios are of returns counted from that of a random policy, with the interval for paired seeds."""
+    names = ("end", "last tenth", "over training")
+    columns = ("environment", "algorithm", "seeds", *names, *(f"ratio, {name}" for name in names), "with a split")
     table = Table(*columns, title="plain problems, random router")
     for env_id in dict.fromkeys(row["run"]["env_id"] for row in rows):
         results: dict[str, list[dict[str, Any]]] = {}
@@ -281,13 +273,24 @@ def show_harm(rows: list[dict[str, Any]]) -> None:
             if row["run"]["env_id"] == env_id:
                 results.setdefault(row["run"]["algorithm"], []).append(row["result"])
         base = float(np.mean([result["final"] for result in results.pop("random")]))
+        ppo = harm_measures(results["PPO"])
         for algorithm, own in results.items():
-            values = [[result[measure] for result in own] for measure in ("final", "area")]
-            ppo = [[result[measure] for result in results["PPO"]] for measure in ("final", "area")]
-            ratios = [f"{(iqm(x) - base) / (iqm(y) - base):.2f}" for x, y in zip(values, ppo, strict=True)]
+            values = harm_measures(own)
+            found = [ratio_of_iqms(x, y, base) for x, y in zip(values, ppo, strict=True)]
+            ratios = [f"{ratio:.2f} [{low:.2f}, {high:.2f}]" for ratio, low, high in found]
             split = sum(any(event[1] == "split" for event in result.get("events", [])) for result in own)
             table.add_row(env_id, algorithm, str(len(own)), *map(describe, values), *ratios, str(split))
-    Console(width=160).print(table)
+    Console(width=200).print(table)
+
+
+def harm_measures(results: list[dict[str, Any]]) -> list[list[float]]:
+    """
+    :return: the deterministic policy after training; mean return of the episodes of the last tenth of training, and of all
+        of it. One value per run each
+    """
+    last = [[row[1] for row in result["curve"][-max(1, len(result["curve"]) // 10) :]] for result in results]
+    final, area = ([result[name] for result in results] for name in ("final", "area"))
+    return [final, [float(np.nanmean(returns)) for returns in last], area]
 
 
 def main() -> None:

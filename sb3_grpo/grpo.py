@@ -255,7 +255,7 @@ class GRPO(PPO):
             RegroupEvent(step, kind, (groups[0], groups[1]), kl, cells)
             for step, kind, groups, kl, cells in self.regroup_history
         ]
-        if not self.regroup_history:
+        if not self.first_grouping:
             self.first_grouping = self.policy.cell_to_group.tolist()
         self._built_groups = dict(
             n_groups=self.n_groups, max_groups=self.max_groups, router=router, n_cells=self.policy.router.n_cells
@@ -313,8 +313,20 @@ class GRPO(PPO):
     def _maybe_recommend_cpu(self, mlp_class_name: str = "GroupActorCriticPolicy") -> None:
         super()._maybe_recommend_cpu(mlp_class_name)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        total_timesteps, made_callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if reset_num_timesteps:
+            # its time is counted in these steps
+            self.regroup_history, self.first_grouping = [], self.policy.cell_to_group.tolist()
         # the first look at real observations, before any training time is spent
         router, normalize = self.policy.router, self._vec_normalize_env
         assert self._last_obs is not None
@@ -325,7 +337,7 @@ class GRPO(PPO):
         else:
             # wrapped further: what was normalised cannot be told from here, but it must at least be routed
             router(obs_as_tensor(self._last_obs, self.device))
-        return total_timesteps, callback
+        return total_timesteps, made_callback
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_compiled_update"]

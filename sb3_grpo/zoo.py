@@ -13,16 +13,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import huggingface_sb3
 import imageio_ffmpeg
 import matplotlib
 import numpy as np
 import optuna
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_sb3 import EnvironmentName
 from matplotlib import pyplot as plt
 from optuna.samplers import BaseSampler
+from requests.exceptions import HTTPError
 from rl_zoo3 import exp_manager, hyperparams_opt, utils
 from rl_zoo3.callbacks import TrialEvalCallback
 
@@ -35,6 +39,7 @@ SCRIPTS = {
     **{name: f"rl_zoo3.{name}" for name in ("push_to_hub", "load_from_hub")},
     **{name: f"rl_zoo3.plots.{name}" for name in ("all_plots", "plot_train", "plot_from_file")},
 }
+NEED_FFMPEG = ("record_training", "push_to_hub")
 # Where RL Zoo finds the hyper-parameters
 CONFIG = "sb3_grpo.zoo_configs"
 
@@ -184,7 +189,7 @@ def run_by_this_module(call: Callable[..., int]) -> Callable[..., int]:
                 command = [sys.executable, "-m", "sb3_grpo.zoo", module.rpartition(".")[2], *rest]
             case ["python", "enjoy.py", *rest]:
                 command = [sys.executable, "-m", "sb3_grpo.zoo", "enjoy", *rest]
-        return call(command, *args, **kwargs)
+        return call([getattr(word, "gym_id", word) for word in command], *args, **kwargs)
 
     return call_script
 
@@ -207,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     patch()
     sys.argv = [script, *rest]
-    with ffmpeg_on_path():
+    with ffmpeg_on_path() if script in NEED_FFMPEG else nullcontext():
         runpy.run_module(SCRIPTS[script], run_name="__main__", alter_sys=True)
     if not has_display():
         save_figures(script)
@@ -216,10 +221,39 @@ def main(argv: Sequence[str] | None = None) -> None:
 def patch() -> None:
     """Mend in this process what keeps some of RL Zoo's scripts from running."""
     subprocess.call = run_by_this_module(subprocess.call)
+    vars(utils)["get_trained_models"] = with_names_of_folders(utils.get_trained_models)
+    vars(huggingface_sb3)["load_from_hub"] = with_requests_error(huggingface_sb3.load_from_hub)
     hub = importlib.import_module("huggingface_sb3.push_to_hub")
     if not hasattr(hub, "generate_metadata"):
-        # RL Zoo imports it under its former name
-        vars(hub)["generate_metadata"] = hub._generate_metadata
+        # RL Zoo imports it under its former name, and wants what it was then
+        vars(hub)["generate_metadata"] = lambda *args: hub._generate_metadata(*args).to_dict()
+
+
+def with_names_of_folders(get_trained_models: Callable[[str], dict[str, tuple[str, str]]]) -> Callable[..., Any]:
+    """
+    :param get_trained_models: RL Zoo's function of that name
+    :return: the same with environments as they are called in paths: ``benchmark`` would not find those with a slash
+    """
+
+    def get(log_folder: str) -> dict[str, tuple[str, str]]:
+        return {name: (algo, EnvironmentName(env_id)) for name, (algo, env_id) in get_trained_models(log_folder).items()}
+
+    return get
+
+
+def with_requests_error(load_from_hub: Callable[[str, str], str]) -> Callable[[str, str], str]:
+    """
+    :param load_from_hub: the function of ``huggingface_sb3``
+    :return: the same, but a file that is not there raises what RL Zoo expects (it tries files that need not exist)
+    """
+
+    def load(repo_id: str, filename: str) -> str:
+        try:
+            return load_from_hub(repo_id, filename)
+        except EntryNotFoundError as error:
+            raise HTTPError(str(error)) from error
+
+    return load
 
 
 def prepare_training(argv: list[str]) -> list[str]:
@@ -243,15 +277,28 @@ def prepare_recording(argv: list[str]) -> list[str]:
     :param argv: arguments of RL Zoo's ``record_training``
     :return: the same with an absolute output folder: a relative one would be taken from itself when videos are joined
     """
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = argparse.ArgumentParser(add_help=False)
     own.add_argument("-o", "--output-folder")
     given, argv = own.parse_known_args(argv)
     return argv if given.output_folder is None else [*argv, "-o", os.path.abspath(given.output_folder)]
 
 
+def prepare_plot(argv: list[str]) -> list[str]:
+    """
+    :param argv: arguments of RL Zoo's ``all_plots`` or ``plot_train``
+    :return: the same with environments as they are called in paths
+    """
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("-e", "--env", nargs="+", default=[])
+    given, argv = own.parse_known_args(argv)
+    return [*argv, "-e", *map(EnvironmentName, given.env)] if given.env else argv
+
+
 PREPARATIONS: dict[str, Callable[[list[str]], list[str]]] = {
     "train": prepare_training,
     "record_training": prepare_recording,
+    "all_plots": prepare_plot,
+    "plot_train": prepare_plot,
 }
 
 if __name__ == "__main__":

@@ -440,6 +440,18 @@ class TestResume:
         assert loaded.policy.active_groups == model.policy.active_groups == [1, 3]
         assert loaded.first_grouping == make_model().policy.cell_to_group.tolist()
 
+    def test_history_starts_anew_with_the_steps(self, tmp_path):
+        model = make_model(regroup_warmup=100)
+        model.learn(4 * ROLLOUT, callback=Scripted(script_for(model)))
+        assert len(model.regroup_history) == 2
+        groups = model.policy.cell_to_group.tolist()
+        assert groups != model.first_grouping
+        model.learn(2 * ROLLOUT)
+        assert model.regroup_history == []
+        model.save(tmp_path / "model")
+        for each in (model, GRPO.load(tmp_path / "model")):
+            assert each.policy.cell_to_group.tolist() == each.first_grouping == groups
+
     def test_single_group_is_known_when_loaded(self, tmp_path):
         model = make_model(**MERGE_ALL).learn(6 * ROLLOUT)
         assert model.policy.only_group is not None

@@ -1,6 +1,8 @@
 """RL Zoo with GRPO: every command, run as a user runs it."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,10 @@ import numpy as np
 import optuna
 import pytest
 import rl_zoo3
+import torch as th
 import yaml
+from huggingface_hub import metadata_load
+from huggingface_sb3 import EnvironmentName
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rl_zoo3 import hyperparams_opt, utils
@@ -19,23 +24,37 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_grpo import GRPO, zoo
+from sb3_grpo.grouping import Split
+from sb3_grpo.heads import split_heads
 from sb3_grpo.policies import NonFiniteError
 from sb3_grpo.zoo_configs import hyperparams
 
 TASKS = "sb3_grpo/TaskCartPole-v0"
+# below the log folder
+TASKS_AGENT = "grpo/sb3_grpo-TaskCartPole-v0_1/sb3_grpo-TaskCartPole-v0.zip"
 QUICK = ("--eval-freq", "512", "--eval-episodes", "4", "--seed", "3", "--num-threads", "1", "-f", "logs")
 
 
-def run(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run_python(folder: Path, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
     """
     :param folder: working directory
-    :param arguments: of ``python -m sb3_grpo.zoo``
+    :param arguments: of ``python``
+    :param variables: of the environment
     """
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    command = [sys.executable, "-m", "sb3_grpo.zoo", *arguments]
+    command, environment = [sys.executable, *arguments], {**environment, **variables}
     result = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)  # noqa: S603 (own)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+def run(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """
+    :param folder: working directory
+    :param arguments: of ``python -m sb3_grpo.zoo``
+    :param options: of :func:`run_python`
+    """
+    return run_python(folder, "-m", "sb3_grpo.zoo", *arguments, **options)
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +79,20 @@ def registered(monkeypatch):
     zoo.register()
 
 
-def mean_return(model: GRPO, n_steps: int) -> float:
-    """Of the episodes that end within so many steps, played as ``enjoy`` plays them."""
-    env = make_vec_env("CartPole-v1", 1, seed=0)
+def play(model: GRPO, n_steps: int, env_id: str = "CartPole-v1") -> list[float]:
+    """Returns of the episodes that end within so many steps, played as ``enjoy`` plays them."""
+    env = make_vec_env(env_id, 1, seed=0)
     obs, returns = env.reset(), []
     for _ in range(n_steps):
         actions, _ = model.predict(obs, deterministic=True)  # type: ignore[arg-type]  # not a Dict here
         obs, _, _, infos = env.step(actions)
         returns += [info["episode"]["r"] for info in infos if "episode" in info]
-    return float(np.mean(returns))
+    return returns
+
+
+def printed_returns(result: subprocess.CompletedProcess[str]) -> list[float]:
+    """What ``enjoy`` says of the same episodes."""
+    return [float(number) for number in re.findall(r"Episode Reward: (\S+)", result.stdout)]
 
 
 class TestCommands:
@@ -84,30 +108,59 @@ class TestCommands:
     )
     def test_enjoy_plays_the_agent_that_was_trained(self, folder, options, name):
         command = ("enjoy", "--algo", "grpo", "--env", "CartPole-v1", "-f", "logs", "--no-render", "-n", "1500")
-        mean = float(run(folder, *command, *options).stdout.split("Mean reward: ")[1].split()[0])
-        expected = mean_return(GRPO.load(folder / f"logs/grpo/CartPole-v1_1/{name}.zip"), 1500)
-        assert mean == pytest.approx(expected, abs=0.006)
+        returns = printed_returns(run(folder, *command, *options))
+        assert returns == play(GRPO.load(folder / f"logs/grpo/CartPole-v1_1/{name}.zip"), 1500)
         # and not any other
-        assert abs(mean - mean_return(GRPO("MlpPolicy", "CartPole-v1", seed=0), 1500)) > 0.1
+        assert returns != play(GRPO("MlpPolicy", "CartPole-v1", seed=0), 1500)
 
     def test_record_video(self, folder):
         run(folder, "record_video", "--algo", "grpo", "--env", "CartPole-v1", "-f", "logs", "-n", "20", "-o", "videos")
         assert list((folder / "videos").glob("*.mp4"))
 
-    def test_plots_are_saved_as_files(self, folder):
-        run(folder, "plot_train", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-w", "2")
-        run(folder, "all_plots", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-o", "results", "--no-million")
-        assert (folder / "plot_train_1.png").stat().st_size > 1000
-        assert (folder / "all_plots_1.png").stat().st_size > 1000
-        assert (folder / "results.pkl").exists()
+    def test_record_training(self, folder, tmp_path):
+        source, target = folder / "logs/grpo/CartPole-v1_1", tmp_path / "logs/grpo/CartPole-v1_1"
+        # one model, one video
+        shutil.copytree(source / "CartPole-v1", target / "CartPole-v1")
+        shutil.copy(source / "CartPole-v1.zip", target)
+        command = ("record_training", "--algo", "grpo", "--env", "CartPole-v1", "-f", "logs", "-n", "20", "-o", "videos", "-g")
+        # whatever ffmpeg the machine has is not found there
+        run(tmp_path, *command, PATH=str(tmp_path))
+        videos = {path.name: path.read_bytes() for path in (tmp_path / "videos").iterdir()}
+        assert len(videos) == 3
+        assert videos["training.gif"].startswith(b"GIF8")
+        assert videos["training.mp4"][4:8] == b"ftyp"
 
-    def test_upload_up_to_the_network_call(self, folder):
-        command = ("push_to_hub", "--algo", "grpo", "--env", "CartPole-v1", "-f", "logs", "-orga", "nobody", "--no-render")
-        result = run(folder, *command, check=False)
-        # everything before the call that needs the network has worked
-        assert result.returncode != 0
-        assert "Uploading to nobody/grpo-CartPole-v1" in result.stdout
-        assert "create_repo" in result.stderr
+    def test_plots_are_saved_as_files(self, folder, tmp_path):
+        # plot_from_file skips what has been run only once
+        for number in (1, 2):
+            shutil.copytree(folder / "logs/grpo/CartPole-v1_1", tmp_path / f"logs/grpo/CartPole-v1_{number}")
+        run(tmp_path, "plot_train", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-w", "2")
+        run(tmp_path, "all_plots", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-o", "results", "--no-million")
+        # without a format the named file would be an SVG, whatever its name
+        run(tmp_path, "plot_from_file", "-i", "results", "-o", "scores.png", "--format", "png", "-b")
+        pictures = {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")}
+        # the last three: learning curve, bars, boxes
+        names = ("plot_train_1", "all_plots_1", "plot_from_file_1", "plot_from_file_2", "plot_from_file_3")
+        assert pictures.keys() == {*names, "scores"}
+        assert all(picture.startswith(b"\x89PNG") and len(picture) > 1000 for picture in pictures.values())
+        assert len({pictures[name] for name in names}) == len(names)
+        assert pictures["scores"] == pictures["plot_from_file_2"]
+
+    def test_benchmark(self, folder, trained, tmp_path):
+        for source in (folder, trained):
+            shutil.copytree(source / "logs", tmp_path / "logs", dirs_exist_ok=True)
+        directories = ("--log-dir", "logs", "--benchmark-dir", "results/benchmark")
+        run(tmp_path, "benchmark", *directories, "-n", "600", "--no-hub", "--num-threads", "1")
+        rows = re.findall(r"^\|grpo\|.*$", (tmp_path / "benchmark.md").read_text(), re.MULTILINE)
+        # an environment has a slash in its name, a folder cannot
+        agents = {"CartPole-v1": "grpo/CartPole-v1_1/CartPole-v1.zip", TASKS.replace("/", "-"): TASKS_AGENT}
+        assert len(rows) == len(agents)
+        for row, (name, path) in zip(rows, agents.items(), strict=True):
+            _, env_id, mean, std, _, n_steps, n_episodes = (cell.strip() for cell in row.strip("|").split("|"))
+            returns = play(GRPO.load(tmp_path / "logs" / path), 600, TASKS if path == TASKS_AGENT else name)
+            # every step earns 1
+            assert (env_id, int(n_steps), int(n_episodes)) == (name, sum(returns), len(returns))
+            assert (float(mean), float(std)) == pytest.approx((np.mean(returns), np.std(returns)), abs=0.0006)
 
     def test_unknown_script_and_help(self, tmp_path):
         assert "invalid choice: 'fly'" in run(tmp_path, "fly", check=False).stderr
@@ -117,6 +170,97 @@ class TestCommands:
     def test_other_algorithms(self, tmp_path):
         run(tmp_path, "train", "--algo", "a2c", "--env", "CartPole-v1", "-n", "200", *QUICK)
         assert (tmp_path / "logs/a2c/CartPole-v1_1/CartPole-v1.zip").exists()
+
+
+# The network is a folder: `remote/<owner>/<name>` are the files of a repository
+HUB = """
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import huggingface_sb3
+from huggingface_hub.errors import EntryNotFoundError
+
+from sb3_grpo.zoo import main
+
+
+def download(repo_id, filename):
+    path = Path("remote", repo_id, filename)
+    if not path.exists():
+        raise EntryNotFoundError(f"404: {path}")
+    return str(path)
+
+
+def create(api, repo_id, **kwargs):
+    Path("remote", repo_id).mkdir(parents=True, exist_ok=True)
+    return f"hub/{repo_id}"
+
+
+def copy_out(api, repo_id, local_dir):
+    shutil.copytree(Path("remote", repo_id), local_dir)
+
+
+def copy_in(api, repo_id, folder_path, commit_message):
+    shutil.copytree(folder_path, Path("remote", repo_id), dirs_exist_ok=True)
+
+
+hub = huggingface_hub.HfApi
+hub.create_repo, hub.snapshot_download, hub.upload_folder = create, copy_out, copy_in
+huggingface_sb3.load_from_hub = download
+agent = ("--algo", "grpo", "--env", "CartPole-v1", "-orga", "nobody")
+main(["push_to_hub", *agent, "-f", "logs", "-n", "20"])
+main(["load_from_hub", *agent, "-f", "downloaded"])
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(folder, tmp_path_factory) -> Path:
+    """A folder with an agent in `logs` that has gone through the hub to `downloaded`."""
+    path = tmp_path_factory.mktemp("hub")
+    shutil.copytree(folder / "logs/grpo/CartPole-v1_1", path / "logs/grpo/CartPole-v1_1")
+    # whatever ffmpeg the machine has is not found there
+    run_python(path, "-c", HUB, PATH=str(path))
+    return path
+
+
+class TestHub:
+    def test_agent_comes_back_as_it_was(self, shared):
+        paths = []
+        for name in ("logs", "downloaded"):
+            # where enjoy looks for it
+            _, path, _ = utils.get_model_path(0, str(shared / name), "grpo", EnvironmentName("CartPole-v1"))
+            paths.append(Path(path))
+        pushed, loaded = (GRPO.load(path).policy.state_dict() for path in paths)
+        assert pushed.keys() == loaded.keys()
+        assert all(th.equal(pushed[name], loaded[name]) for name in pushed)
+        assert play(GRPO.load(paths[1]), 200) == play(GRPO.load(paths[0]), 200)
+        for name in ("evaluations.npz", "0.monitor.csv", "CartPole-v1/args.yml", "CartPole-v1/config.yml"):
+            assert (paths[1].parent / name).read_bytes() == (paths[0].parent / name).read_bytes()
+
+    def test_model_card_and_video(self, shared):
+        files = shared / "remote/nobody/grpo-CartPole-v1"
+        assert "# **GRPO** Agent playing **CartPole-v1**" in (files / "README.md").read_text()
+        assert (files / "replay.mp4").read_bytes()[4:8] == b"ftyp"
+
+    def test_model_card_can_be_read(self, shared):
+        """The hub refuses a card that cannot."""
+        metadata = metadata_load(shared / "remote/nobody/grpo-CartPole-v1/README.md")
+        assert metadata is not None
+        assert metadata["library_name"] == "stable-baselines3"
+        assert metadata["model-index"][0]["name"] == "GRPO"
+
+
+def test_plain_rl_zoo(tmp_path):
+    """What the documentation says does it."""
+    (lines,) = re.findall(r"```text\n(.*?)```", (Path(__file__).parents[1] / "docs/zoo.md").read_text(), re.DOTALL)
+    assert len(lines.splitlines()) == 2
+    (tmp_path / "custom_envs.py").write_text(lines)
+    command = ("--algo", "grpo", "--conf-file", "sb3_grpo.zoo_configs", "--env", TASKS, "-n", "256", *QUICK)
+    run_python(tmp_path, "-m", "rl_zoo3.train", *command)
+    model = GRPO.load(tmp_path / "logs" / TASKS_AGENT)
+    # one rollout of 8 * 128
+    assert model.num_timesteps == 1024
+    assert model.router_kwargs == hyperparams[TASKS]["router_kwargs"]
 
 
 def test_one_group_is_ppo(tmp_path):
@@ -143,6 +287,79 @@ class TestContinuing:
         result = run(folder, *command, "-params", "n_groups:2", check=False)
         assert result.returncode != 0
         assert "`n_groups` of a saved model cannot be changed: it was built with 1, got 2" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder in which an agent has merged all of its groups."""
+    path = tmp_path_factory.mktemp("regrouped")
+    # everything is alike at the first look
+    merging = ("regroup_warmup:0", "regroup_freq:1", "merge_kl:50.0", "split_kl:100.0")
+    run(path, "train", "--algo", "grpo", "--env", TASKS, "-n", "2048", *QUICK, "-params", *merging)
+    return path
+
+
+@pytest.fixture(scope="module")
+def merged(trained) -> GRPO:
+    return GRPO.load(trained / "logs" / TASKS_AGENT)
+
+
+def action_heads(agent: Any) -> th.Tensor:
+    """
+    :return: a view of the weights, heads in the first dimension
+    """
+    return split_heads(agent.policy.action_net.weight.data, 0, agent.policy.max_groups)
+
+
+@pytest.fixture(scope="module")
+def split(trained, merged) -> GRPO:
+    """The same agent with a second head for two of its tasks, which stands in the folder in its place."""
+    final = trained / "logs" / TASKS_AGENT
+    agent = GRPO.load(final)
+    agent.policy.regroup(Split(0, 2, [1, 3], 1.0))
+    action_heads(agent)[2] *= -1
+    for path in (final, final.with_name("best_model.zip")):
+        assert path.exists()
+        agent.save(path)
+    return agent
+
+
+class TestAfterRegrouping:
+    """What the zoo does with a model whose groups are not those that it was built with."""
+
+    def test_zoo_merges(self, merged):
+        assert [event.kind for event in merged.regroup_history] == ["merge"] * 3
+        assert merged.regroup_history[-1].cell_to_group == merged.policy.cell_to_group.tolist() == [0, 0, 0, 0]
+
+    @pytest.mark.parametrize("options", [(), ("--load-best",)])
+    def test_enjoy_plays_with_all_heads(self, trained, merged, split, options):
+        command = ("enjoy", "--algo", "grpo", "--env", TASKS, "-f", "logs", "--no-render", "-n", "500")
+        returns = printed_returns(run(trained, *command, *options))
+        assert returns == play(split, 500, TASKS)
+        # and not with one
+        assert returns != play(merged, 500, TASKS)
+
+    def continue_training(self, folder: Path, *params: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        agent = str(folder / "logs" / TASKS_AGENT)
+        command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "1024", "-i", agent, *QUICK[:-1], "more")
+        return run(folder, *command, "-params", *params, check=check)
+
+    def test_continuing_keeps_groups(self, trained, split):
+        # looked at, but never far enough apart or alike
+        self.continue_training(trained, "regroup_warmup:0", "regroup_freq:1", "merge_kl:0.0", "split_kl:100.0")
+        continued = GRPO.load(trained / "more" / TASKS_AGENT)
+        assert continued.policy.cell_to_group.tolist() == split.policy.cell_to_group.tolist() == [0, 2, 0, 2]
+        # the zoo counts steps from 0 again
+        assert continued.regroup_history == []
+        assert continued.first_grouping == [0, 2, 0, 2]
+        # heads that are used have learnt
+        changed = (action_heads(continued) != action_heads(split)).flatten(1).any(dim=1)
+        assert changed.tolist() == [True, False, True, False]
+
+    def test_number_of_heads_stays(self, trained, split):
+        result = self.continue_training(trained, "max_groups:7", check=False)
+        assert result.returncode != 0
+        assert "`max_groups` of a saved model cannot be changed: it was built with 4, got 7" in result.stderr
 
 
 OPTIMIZE = ("-optimize", "--n-trials", "2", "--no-optim-plots", "--n-evaluations", "2", "--n-startup-trials", "1")
@@ -301,6 +518,21 @@ def test_children_know_grpo(command: Sequence[str], expected: Sequence[str]) -> 
 
     assert zoo.run_by_this_module(call)(command) == 0
     assert called == [expected]
+
+
+@pytest.mark.parametrize("script", ["all_plots", "plot_train"])
+@pytest.mark.parametrize("option", ["-e", "--env"])
+def test_plots_look_for_folders(script, option):
+    argv = zoo.PREPARATIONS[script](["-a", "grpo", option, TASKS, "CartPole-v1", "-f", "logs"])
+    assert argv == ["-a", "grpo", "-f", "logs", "-e", TASKS.replace("/", "-"), "CartPole-v1"]
+    assert zoo.PREPARATIONS[script](["-a", "grpo"]) == ["-a", "grpo"]
+
+
+@pytest.mark.parametrize("option", ["-o", "--output-folder", "--output"])
+def test_videos_are_joined_in_an_absolute_folder(option):
+    argv = zoo.prepare_recording(["--algo", "grpo", option, "videos"])
+    assert argv == ["--algo", "grpo", "-o", os.path.abspath("videos")]
+    assert zoo.prepare_recording(["--algo", "grpo"]) == ["--algo", "grpo"]
 
 
 def test_registering(registered):
