@@ -333,15 +333,34 @@ def plot_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+def ablation_values(rows: list[dict[str, Any]], setting: str) -> dict[str, dict[float, np.ndarray]]:
+    """
+    :return: by lever and lambda the worst task's return, mean over training, of each run
+    """
+    found = by_method([row for row in rows if row["run"]["setting"] == setting])
+    values = {key: curves(own, np.min).mean(axis=1) for key, own in found.items()}
+    # without lambda the levers on the model are the same, and so are those with the data
+    none = {lever: values["data" if LEVERS[lever][2] else "loss", 0.0] for lever, _ in values}
+    return {
+        lever: {0.0: own, **{coef: x for (name, coef), x in values.items() if name == lever and coef}}
+        for lever, own in none.items()
+    }
+
+
+def show_ablation(rows: list[dict[str, Any]]) -> None:
+    for setting in ("drawn", "rare"):
+        table = Table("lever", *(f"lambda {coef}" for coef in (0, *LAMBDAS)), title=f"{setting}: worst task over training")
+        for lever, runs in ablation_values(rows, setting).items():
+            table.add_row(lever, *(describe(values) for values in runs.values()))
+        Console(width=150).print(table)
+
+
 def plot_ablation(rows: list[dict[str, Any]], path: Path) -> None:
     """The worst task, mean over training, by lever and lambda, up to where lambda is too large."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     for axis, setting in zip(axes, ("drawn", "rare"), strict=True):
-        own = by_method([row for row in rows if row["run"]["setting"] == setting])
-        for offset, lever in enumerate(dict.fromkeys(method for method, _ in own)):
-            # levers on the model are the same without lambda
-            runs = {0.0: own["loss", 0.0], **{coef: found for (method, coef), found in own.items() if method == lever}}
-            values = [curves(found, np.min).mean(axis=1) for found in runs.values()]
+        for offset, (lever, runs) in enumerate(ablation_values(rows, setting).items()):
+            values = list(runs.values())
             middle, (low, high) = np.array([iqm(x) for x in values]), np.array([iqm_interval(x) for x in values]).T
             places = np.arange(len(runs)) + 0.08 * (offset - 2)
             axis.errorbar(places, middle, (middle - low, high - middle), label=lever, marker="o", ms=3, capsize=2)
@@ -357,13 +376,11 @@ def main() -> None:
     for part in arguments.parts:
         make_runs, seeds = PARTS[part]
         rows = sweep(run, make_runs(arguments.seeds or list(seeds)), RESULTS / f"balance_{part}.jsonl", arguments.jobs)
-        for setting in dict.fromkeys(row["run"]["setting"] for row in rows):
-            show(
-                [row for row in rows if row["run"]["setting"] == setting], f"{part}, {setting}" if part == "ablation" else part
-            )
         if part == "ablation":
+            show_ablation(rows)
             plot_ablation(rows, RESULTS / "balance_ablation.png")
         else:
+            show(rows, part)
             unit = "return" if part == "lander" else "return of 500"
             plot_curves(rows, f"{part}: {unit}", RESULTS / f"balance_{part}.png")
 

@@ -133,10 +133,10 @@ def ratio_of_iqms(values: Iterable[float], base: Iterable[float], zero: float) -
     return float(ratio(x, y)), float(interval.low), float(interval.high)
 
 
-def describe(values: Iterable[float]) -> str:
+def describe(values: Iterable[float], digits: int = 0) -> str:
     """
     :return: ``"IQM [low, high]"``
     """
     values = list(values)
     low, high = iqm_interval(values)
-    return f"{iqm(values):.0f} [{low:.0f}, {high:.0f}]"
+    return f"{iqm(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -211,6 +212,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         matplotlib.use("Agg")
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     patch()
+    # the package of the plots imports its scripts, which are run here once more
+    warnings.filterwarnings("ignore", "'rl_zoo3.* found in sys.modules", RuntimeWarning)
     sys.argv = [script, *rest]
     with ffmpeg_on_path() if script in NEED_FFMPEG else nullcontext():
         runpy.run_module(SCRIPTS[script], run_name="__main__", alter_sys=True)
