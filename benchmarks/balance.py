@@ -146,7 +146,7 @@ def make_model(method: str, group_coef: float | None, env: VecEnv, **kwargs: Any
     (width,) = env.observation_space.shape
     columns = (width - N_TASKS, width)
     groups: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=columns), normalize_advantage="group")
-    # the same within rounding, in half the time; what ScaledHeads changes cannot be compiled
+    # the same within rounding, and faster; what ScaledHeads changes cannot be compiled
     groups["compile"] = method != "step size"
     if method in LEVERS:
         # what is compared is what balance does to groups that stay as they are

@@ -53,7 +53,7 @@ def current_commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603 (own words)
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603 (git with arguments from here)
 
     try:
         changed = git("diff", "--name-only", "HEAD", "--", ":/sb3_grpo", ":/benchmarks/*.py")
@@ -133,10 +133,10 @@ def ratio_of_iqms(values: Iterable[float], base: Iterable[float], zero: float) -
     return float(ratio(x, y)), float(interval.low), float(interval.high)
 
 
-def describe(values: Iterable[float], digits: int = 0) -> str:
+def describe(values: Iterable[float]) -> str:
     """
     :return: ``"IQM [low, high]"``
     """
     values = list(values)
     low, high = iqm_interval(values)
-    return f"{iqm(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{iqm(values):.0f} [{low:.0f}, {high:.0f}]"

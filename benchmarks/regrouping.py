@@ -120,11 +120,10 @@ def make_task_env(problem: dict[str, Any], seed: int, n_envs: int, task_observat
     return make_vec_env(problem["env"], n_envs, seed=seed, env_kwargs=env_kwargs)
 
 
-def run_tasks(problem: str, algorithm: str, seed: int, start: str = "one group", **kwargs: Any) -> dict[str, Any]:
+def run_tasks(problem: str, algorithm: str, seed: int, start: str = "one group") -> dict[str, Any]:
     """
     :param algorithm: ``"GRPO"``, or ``"PPO"``, which sees what GRPO's trunk sees
     :param start: ``"one group"`` with the task hidden from the trunk, ``"one per task"`` with the task visible
-    :param kwargs: other arguments of ``GRPO``
     """
     given = PROBLEMS[problem]
     n_tasks = len(given["tasks"])
@@ -144,7 +143,6 @@ def run_tasks(problem: str, algorithm: str, seed: int, start: str = "one group",
             seed=seed,
             device="cpu",
             **given["kwargs"],
-            **kwargs,
         )
     else:
         model = PPO("MlpPolicy", env, seed=seed, device="cpu", **given["kwargs"])

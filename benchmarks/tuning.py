@@ -9,8 +9,8 @@ The study (two of these at the same time, in one folder)::
         --storage study.log --study-name tasks --no-optim-plots --seed 1 --num-threads 1
 
 It is kept as ``benchmarks/results/tuning_study.log``. A trial is one run, and the best of many single runs was lucky: the
-best five are run again with other seeds. ``python benchmarks/tuning.py`` does that, and compares the best then, and the best
-in the study, with the entry on fresh seeds.
+best five are run again with other seeds, a step that was added when trial 30 had done badly on :data:`SEEDS`.
+``python benchmarks/tuning.py`` does that, and compares the best then, and the best in the study, with the entry.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import optuna
 import yaml
-from common import RESULTS, describe, parse_parts, sweep
+from common import RESULTS, describe, sweep
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -92,12 +92,11 @@ def worst_tasks(rows: list[dict[str, Any]], trial: int | None, evaluation: int) 
 
 
 def main() -> None:
-    arguments = parse_parts(__doc__, ["all"])
     path, study = RESULTS / "tuning.jsonl", load_study()
     show_study(study)
     best = best_trials(study)
     runs = [dict(trial=trial, seed=seed, parts=[TRIAL_STEPS]) for trial in best for seed in VALIDATION_SEEDS]
-    rows = sweep(run, runs, path, arguments.jobs)
+    rows = sweep(run, runs, path)
     validated = {trial: float(np.mean(worst_tasks(rows, trial, 0))) for trial in best}
     print("worst task of the best trials with other seeds:", {trial: round(value) for trial, value in validated.items()})
     chosen = max(validated, key=lambda trial: validated[trial])
@@ -105,7 +104,7 @@ def main() -> None:
 
     compared = dict.fromkeys([None, best[0], chosen])
     runs = [dict(trial=trial, seed=s, parts=[TRIAL_STEPS, MORE_STEPS]) for trial in compared for s in SEEDS]
-    rows = sweep(run, runs, path, arguments.jobs)
+    rows = sweep(run, runs, path)
     table = Table("hyper-parameters", "seeds", "steps", "worst task", "mean of the tasks", title=ENV)
     for trial in compared:
         results = [row["result"] for row in rows if row["run"]["trial"] == trial]

@@ -43,7 +43,7 @@ def run_python(folder: Path, *arguments: str, check: bool = True, **variables: s
     """
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     command, environment = [sys.executable, *arguments], {**environment, **variables}
-    result = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)  # noqa: S603 (own)
+    result = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)  # noqa: S603 (the commands of this file)
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -84,7 +84,7 @@ def play(model: GRPO, n_steps: int, env_id: str = "CartPole-v1") -> list[float]:
     env = make_vec_env(env_id, 1, seed=0)
     obs, returns = env.reset(), []
     for _ in range(n_steps):
-        actions, _ = model.predict(obs, deterministic=True)  # type: ignore[arg-type]  # not a Dict here
+        actions, _ = model.predict(obs, deterministic=True)  # type: ignore[arg-type]  # VecEnv.reset may return a Dict, here an array
         obs, _, _, infos = env.step(actions)
         returns += [info["episode"]["r"] for info in infos if "episode" in info]
     return returns
