@@ -175,15 +175,18 @@ LEVERS: dict[str, tuple[type[GRPO], bool, bool]] = {
     "data": (GRPO, False, True),
     "loss and data": (GRPO, True, True),
 }
-METHODS = (
-    "PPO",
-    "PPO, task sampling",
-    "PPO, advantages normalised by task",
-    "PPO, rewards normalised",
-    "GRPO",
-    "GRPO, no balance",
-    "GRPO, task sampling",
-)
+# the settings in which a method says something: tasks are sampled where environments draw them, rewards normalised where
+# they differ in scale
+DRAWN = ("drawn", "scaled", "lander")
+METHODS: dict[str, tuple[str, ...]] = {
+    "PPO": tuple(SETTINGS),
+    "PPO, task sampling": DRAWN,
+    "PPO, advantages normalised by task": tuple(SETTINGS),
+    "PPO, rewards normalised": ("scaled",),
+    "GRPO": tuple(SETTINGS),
+    "GRPO, no balance": tuple(SETTINGS),
+    "GRPO, task sampling": DRAWN,
+}
 
 
 def run(
@@ -234,7 +237,7 @@ def result_runs(setting: str) -> Callable[[list[int]], list[dict[str, Any]]]:
     }
 
     def runs(seeds: list[int]) -> list[dict[str, Any]]:
-        methods = [method for method in METHODS if "sampling" not in method or setting != "rare"]
+        methods = [method for method, settings in METHODS.items() if setting in settings]
         return [dict(setting=setting, method=method, seed=seed, **lengths[setting]) for seed in seeds for method in methods]
 
     return runs
