@@ -233,7 +233,7 @@ def result_runs(setting: str) -> Callable[[list[int]], list[dict[str, Any]]]:
         "drawn": dict(total_timesteps=122_880, n_evaluations=20),
         "rare": dict(total_timesteps=81_920, n_evaluations=40),
         "scaled": dict(total_timesteps=61_440, n_evaluations=10),
-        "lander": dict(total_timesteps=507_904, n_evaluations=31),
+        "lander": dict(total_timesteps=524_288, n_evaluations=16),
     }
 
     def runs(seeds: list[int]) -> list[dict[str, Any]]:
