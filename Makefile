@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: install demo test test-slow lint clean
+# every table and picture of docs/results.md
+SWEEPS := balance balancing_rules regrouping head_to_head minigrid_tasks
+SMOKE := benchmark_smoke
+
+.PHONY: install demo test test-slow lint benchmark benchmark-smoke clean
 
 install: $(VENV)/installed
 
@@ -24,10 +28,20 @@ test: lint
 test-slow: install
 	$(BIN)/python -m pytest -n 2 -m slow
 
+benchmark: install
+	for sweep in $(SWEEPS); do $(BIN)/python benchmarks/$$sweep.py || exit 1; done
+	$(BIN)/python benchmarks/report.py
+
+# the same with runs that are over at once, into a folder of their own
+benchmark-smoke: install
+	rm -rf $(SMOKE)
+	for sweep in $(SWEEPS); do $(BIN)/python benchmarks/$$sweep.py --smoke $(SMOKE) || exit 1; done
+	$(BIN)/python benchmarks/report.py --results $(SMOKE) --page $(SMOKE)/results.md
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output
+	rm -rf $(VENV) build *.egg-info $(SMOKE) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output

@@ -15,7 +15,8 @@ import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
 import torch as th
-from common import RESULTS, describe, iqm, iqm_interval, parse_parts, sweep
+from common import RESULTS, parse_parts, run_part
+from measures import describe, iqm, iqm_interval
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
@@ -136,18 +137,28 @@ def make_vec_env_of(env_id: str, env_kwargs: list[dict[str, Any]], seed: int) ->
     return env
 
 
+def head_per_task(env: VecEnv) -> dict[str, Any]:
+    """
+    :return: arguments of GRPO for an environment whose last columns show the task; compiled: the same within rounding,
+        and faster
+    """
+    assert env.observation_space.shape is not None
+    (width,) = env.observation_space.shape
+    return dict(
+        router="one_hot", router_kwargs=dict(columns=(width - N_TASKS, width)), normalize_advantage="group", compile=True
+    )
+
+
 def make_model(method: str, group_coef: float | None, env: VecEnv, **kwargs: Any) -> tuple[PPO, list[Any]]:
     """
     :param method: a name of :data:`METHODS` or of :data:`LEVERS`
     :param group_coef: lambda of a lever; ``None``: what the method has
     :return: the model, and callbacks to train it with
     """
-    assert env.observation_space.shape is not None
-    (width,) = env.observation_space.shape
-    columns = (width - N_TASKS, width)
-    groups: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=columns), normalize_advantage="group")
-    # the same within rounding, and faster; what ScaledHeads changes cannot be compiled
-    groups["compile"] = method != "step size"
+    groups = head_per_task(env)
+    if method == "step size":
+        # what ScaledHeads changes cannot be compiled
+        groups["compile"] = False
     if method in LEVERS:
         # what is compared is what balance does to groups that stay as they are
         groups.update(merge_kl=None, split_kl=None)
@@ -193,13 +204,22 @@ def run(
     setting: str, method: str, seed: int, total_timesteps: int, n_evaluations: int, group_coef: float | None = None
 ) -> dict[str, Any]:
     """
-    :return: environment steps and returns per task (all reward scales 1) of each evaluation: 4 episodes a task, half way
-        through and after training 20
+    :return: as :func:`train_and_evaluate`
     """
-    given = SETTINGS[setting]
-    env = make_env(setting, seed)
-    eval_env = make_vec_env_of(given["env"], [{}] * 16, seed + 10_000)
-    model, callbacks = make_model(method, group_coef, env, seed=seed, device="cpu", **given["kwargs"])
+    model, callbacks = make_model(
+        method, group_coef, make_env(setting, seed), seed=seed, device="cpu", **SETTINGS[setting]["kwargs"]
+    )
+    return train_and_evaluate(model, callbacks, setting, seed, total_timesteps, n_evaluations)
+
+
+def train_and_evaluate(
+    model: PPO, callbacks: list[Any], setting: str, seed: int, total_timesteps: int, n_evaluations: int
+) -> dict[str, Any]:
+    """
+    :return: environment steps and returns per task (all reward scales 1) of each evaluation: 4 episodes a task, half way
+        through and after training 20; number of groups after training
+    """
+    eval_env = make_vec_env_of(SETTINGS[setting]["env"], [{}] * 16, seed + 10_000)
     steps, returns = [], []
     for part in range(n_evaluations):
         model.learn(total_timesteps // n_evaluations, callbacks, reset_num_timesteps=part == 0)
@@ -298,11 +318,11 @@ def by_method(rows: list[dict[str, Any]]) -> dict[tuple[str, float | None], list
     return found
 
 
-def show(rows: list[dict[str, Any]], title: str) -> None:
+def results_table(rows: list[dict[str, Any]], title: str = "") -> Table:
     columns = (
         "method",
-        "lambda",
         "seeds",
+        "worst, half way",
         "worst, end",
         "mean, end",
         "worst over training",
@@ -310,12 +330,13 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
         "largest drop",
     )
     table = Table(*columns, title=title)
-    for (method, coef), own in by_method(rows).items():
+    for (method, _), own in by_method(rows).items():
         worst, mean = curves(own, np.min), curves(own, np.mean)
-        values = (describe(worst[:, -1]), describe(mean[:, -1]), describe(worst.mean(axis=1)))
+        half_way = worst.shape[1] // 2 - 1
+        values = map(describe, (worst[:, half_way], worst[:, -1], mean[:, -1], worst.mean(axis=1)))
         solved = "" if own[0]["run"]["setting"] == "lander" else describe_steps(steps_to_solve(own))
-        table.add_row(method, "" if coef is None else str(coef), str(len(own)), *values, solved, f"{largest_drop(own):.0f}")
-    Console(width=150).print(table)
+        table.add_row(method, str(len(own)), *values, solved, f"{largest_drop(own):.0f}")
+    return table
 
 
 def plot_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -350,12 +371,11 @@ def ablation_values(rows: list[dict[str, Any]], setting: str) -> dict[str, dict[
     }
 
 
-def show_ablation(rows: list[dict[str, Any]]) -> None:
-    for setting in ("drawn", "rare"):
-        table = Table("lever", *(f"lambda {coef}" for coef in (0, *LAMBDAS)), title=f"{setting}: worst task over training")
-        for lever, runs in ablation_values(rows, setting).items():
-            table.add_row(lever, *(describe(values) for values in runs.values()))
-        Console(width=150).print(table)
+def ablation_table(rows: list[dict[str, Any]], setting: str) -> Table:
+    table = Table("lever", *(f"lambda {coef}" for coef in (0, *LAMBDAS)), title=f"{setting}: worst task over training")
+    for lever, runs in ablation_values(rows, setting).items():
+        table.add_row(lever, *(describe(values) for values in runs.values()))
+    return table
 
 
 def plot_ablation(rows: list[dict[str, Any]], path: Path) -> None:
@@ -376,16 +396,18 @@ def plot_ablation(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     arguments = parse_parts(__doc__, PARTS)
+    folder = arguments.smoke or RESULTS
     for part in arguments.parts:
         make_runs, seeds = PARTS[part]
-        rows = sweep(run, make_runs(arguments.seeds or list(seeds)), RESULTS / f"balance_{part}.jsonl", arguments.jobs)
+        runs = make_runs(arguments.seeds or list(seeds))
+        rows = run_part(run, runs, f"balance_{part}", arguments, total_timesteps=2048, n_evaluations=2)
         if part == "ablation":
-            show_ablation(rows)
-            plot_ablation(rows, RESULTS / "balance_ablation.png")
+            Console(width=150).print(*(ablation_table(rows, setting) for setting in ("drawn", "rare")))
+            plot_ablation(rows, folder / "balance_ablation.png")
         else:
-            show(rows, part)
+            Console(width=150).print(results_table(rows, part))
             unit = "return" if part == "lander" else "return of 500"
-            plot_curves(rows, f"{part}: {unit}", RESULTS / f"balance_{part}.png")
+            plot_curves(rows, f"{part}: {unit}", folder / f"balance_{part}.png")
 
 
 if __name__ == "__main__":

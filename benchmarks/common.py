@@ -1,4 +1,4 @@
-"""What the benchmarks share: resumable sweeps with one result row per run, and statistics over seeds."""
+"""What the benchmarks share: resumable sweeps with one result row per run."""
 
 import argparse
 import importlib.metadata
@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch as th
 from joblib import Parallel, delayed
-from scipy import stats
 from tqdm.auto import tqdm
 
 RESULTS = Path(__file__).parent / "results"
@@ -21,7 +19,9 @@ PACKAGES = ("sb3-grpo", "stable-baselines3", "torch", "gymnasium", "numpy")
 Run = dict[str, Any]
 
 
-def sweep(function: Callable[..., dict[str, Any]], runs: Iterable[Run], path: Path, jobs: int = 2) -> list[dict[str, Any]]:
+def sweep(
+    function: Callable[..., dict[str, Any]], runs: Iterable[Run], path: Path, jobs: int = 2, ray: bool = False
+) -> list[dict[str, Any]]:
     """
     Call ``function(**run)`` for every run whose row is not yet in the file, and append each row as soon as its
     run has ended: a sweep that was cut goes on where it stopped.
@@ -29,7 +29,8 @@ def sweep(function: Callable[..., dict[str, Any]], runs: Iterable[Run], path: Pa
     :param function: one run; returns what was measured
     :param runs: keyword arguments of each run (plain JSON values)
     :param path: file of rows ``{"run": ..., "result": ..., "seconds": ..., "versions": ..., "commit": ...}``
-    :param jobs: number of processes
+    :param jobs: number of processes on this machine
+    :param ray: on all CPUs of a Ray cluster instead, whose nodes have this repository in the same folder
     :return: the rows of all runs, in their order
     """
     wanted = [json.loads(json.dumps(run)) for run in runs]
@@ -37,7 +38,7 @@ def sweep(function: Callable[..., dict[str, Any]], runs: Iterable[Run], path: Pa
     done = read_rows(path)
     missing = [run for run in wanted if run not in [row["run"] for row in done]]
     commit = current_commit()
-    rows = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_one_run)(function, run) for run in missing)
+    rows = _rows_from_ray(function, missing) if ray else _rows_from_here(function, missing, jobs)
     for row in tqdm(rows, total=len(missing), desc=path.stem, disable=not missing):
         row["commit"] = commit
         with path.open("a") as file:
@@ -62,6 +63,24 @@ def current_commit() -> str:
         return "unknown"
 
 
+def _rows_from_here(function: Callable[..., dict[str, Any]], runs: list[Run], jobs: int) -> Iterable[dict[str, Any]]:
+    return Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(_one_run)(function, run) for run in runs)
+
+
+def _rows_from_ray(function: Callable[..., dict[str, Any]], runs: list[Run]) -> Iterable[dict[str, Any]]:
+    """On the cluster that the environment variable ``RAY_ADDRESS`` names, or one that is started on this machine."""
+    import ray  # noqa: PLC0415 (only where a cluster is wanted)
+
+    # the nodes must find this module; benchmarks run in its folder
+    ray.init(log_to_driver=False, ignore_reinit_error=True, runtime_env={"env_vars": {"PYTHONPATH": str(RESULTS.parent)}})
+    # joblib's backend for Ray would keep all rows until the last run has ended
+    run_there = ray.remote(_one_run)
+    pending = [run_there.remote(function, run) for run in runs]
+    while pending:
+        done, pending = ray.wait(pending)
+        yield from ray.get(done)
+
+
 def _one_run(function: Callable[..., dict[str, Any]], run: Run) -> dict[str, Any]:
     # several processes on few cores are faster with one thread each
     th.set_num_threads(1)
@@ -82,61 +101,29 @@ def parse_parts(description: str | None, parts: Iterable[str]) -> argparse.Names
     """
     :param description: of the script
     :param parts: names of its parts
-    :return: ``parts``, ``seeds`` (``None``: those of the tables) and ``jobs`` from the command line
+    :return: what the command line says: ``parts``, ``seeds`` (``None``: those of the tables), and what :func:`run_part` needs
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--parts", nargs="*", choices=list(parts), default=list(parts))
     parser.add_argument("--seeds", nargs="*", type=int, help="default: those of the tables")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes on this machine")
+    parser.add_argument("--ray", action="store_true", help="run on a Ray cluster")
+    parser.add_argument("--smoke", type=Path, metavar="FOLDER", help="very short runs with one seed, rows in this folder")
     return parser.parse_args()
 
 
-def iqm(values: Iterable[float]) -> float:
-    """Interquartile mean: the mean of the middle half."""
-    return float(stats.trim_mean(np.asarray(list(values), dtype=float), 0.25))
-
-
-def iqm_interval(values: Iterable[float]) -> tuple[float, float]:
+def run_part(
+    function: Callable[..., dict[str, Any]], runs: list[Run], name: str, arguments: argparse.Namespace, **short: Any
+) -> list[dict[str, Any]]:
     """
-    :return: 95 % bootstrap interval (percentile) of the interquartile mean over seeds
+    :param function: one run, see :func:`sweep`
+    :param runs: its arguments; among them ``seed``
+    :param name: of the file of rows, without ending
+    :param arguments: from :func:`parse_parts`
+    :param short: arguments that make a run short enough to see whether it works
+    :return: the rows
     """
-    sample = np.asarray(list(values), dtype=float)
-    if np.ptp(sample) == 0:
-        return float(sample[0]), float(sample[0])
-
-    def statistic(x: np.ndarray, axis: int) -> np.ndarray:
-        return stats.trim_mean(x, 0.25, axis=axis)
-
-    interval = stats.bootstrap(
-        (sample,), statistic, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
-def ratio_of_iqms(values: Iterable[float], base: Iterable[float], zero: float) -> tuple[float, float, float]:
-    """
-    :param values: one per seed
-    :param base: those to compare with, of the same seeds: seeds are drawn together
-    :param zero: what counts as nothing
-    :return: ratio of the interquartile means, and its 95 % bootstrap interval (percentile)
-    """
-
-    def ratio(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-        return stats.trim_mean(x - zero, 0.25, axis=axis) / stats.trim_mean(y - zero, 0.25, axis=axis)
-
-    x, y = (np.asarray(list(sample), dtype=float) for sample in (values, base))
-    if np.array_equal(x, y):
-        return 1.0, 1.0, 1.0
-    interval = stats.bootstrap(
-        (x, y), ratio, paired=True, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(ratio(x, y)), float(interval.low), float(interval.high)
-
-
-def describe(values: Iterable[float]) -> str:
-    """
-    :return: ``"IQM [low, high]"``
-    """
-    values = list(values)
-    low, high = iqm_interval(values)
-    return f"{iqm(values):.0f} [{low:.0f}, {high:.0f}]"
+    folder = arguments.smoke or RESULTS
+    if arguments.smoke:
+        runs = [{**run, **short} for run in runs if run["seed"] == runs[0]["seed"]]
+    return sweep(function, runs, folder / f"{name}.jsonl", arguments.jobs, arguments.ray)

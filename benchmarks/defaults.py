@@ -9,7 +9,8 @@ import argparse
 from typing import Any
 
 import numpy as np
-from common import RESULTS, describe, sweep
+from common import RESULTS, sweep
+from measures import describe
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.env_util import make_vec_env

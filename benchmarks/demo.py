@@ -12,7 +12,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import RESULTS, describe, iqm, sweep
+from common import RESULTS, sweep
+from measures import describe, iqm
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table

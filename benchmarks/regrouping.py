@@ -15,8 +15,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import RESULTS, describe, parse_parts, ratio_of_iqms, sweep
+from common import RESULTS, parse_parts, run_part
 from gymnasium import spaces
+from measures import describe, ratio_of_iqms, with_interval
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import adjusted_rand_score
@@ -120,10 +121,13 @@ def make_task_env(problem: dict[str, Any], seed: int, n_envs: int, task_observat
     return make_vec_env(problem["env"], n_envs, seed=seed, env_kwargs=env_kwargs)
 
 
-def run_tasks(problem: str, algorithm: str, seed: int, start: str = "one group") -> dict[str, Any]:
+def run_tasks(
+    problem: str, algorithm: str, seed: int, start: str = "one group", total_timesteps: int = STEPS, **kwargs: Any
+) -> dict[str, Any]:
     """
     :param algorithm: ``"GRPO"``, or ``"PPO"``, which sees what GRPO's trunk sees
     :param start: ``"one group"`` with the task hidden from the trunk, ``"one per task"`` with the task visible
+    :param kwargs: of GRPO
     """
     given = PROBLEMS[problem]
     n_tasks = len(given["tasks"])
@@ -142,11 +146,11 @@ def run_tasks(problem: str, algorithm: str, seed: int, start: str = "one group")
             router_kwargs=dict(columns=(width - n_tasks, width), hide=start == "one group"),
             seed=seed,
             device="cpu",
-            **given["kwargs"],
+            **{**given["kwargs"], **kwargs},
         )
     else:
         model = PPO("MlpPolicy", env, seed=seed, device="cpu", **given["kwargs"])
-    model.learn(STEPS, callback=curve)
+    model.learn(total_timesteps, callback=curve)
     eval_env = make_task_env(given, 10_000 + seed, n_tasks, task_observation)
     evaluation = evaluate_groups(model, eval_env, n_eval_episodes=5 * n_tasks)
     returns = [evaluation[task].mean for task in sorted(evaluation)]
@@ -159,7 +163,7 @@ def run_tasks(problem: str, algorithm: str, seed: int, start: str = "one group")
     return result
 
 
-def run_plain(env_id: str, algorithm: str, seed: int) -> dict[str, Any]:
+def run_plain(env_id: str, algorithm: str, seed: int, total_timesteps: int | None = None) -> dict[str, Any]:
     given = PLAIN[env_id]
 
     def make(env_seed: int) -> VecEnv:
@@ -173,7 +177,7 @@ def run_plain(env_id: str, algorithm: str, seed: int) -> dict[str, Any]:
         groups: dict[str, Any] = {"n_groups": 2} if algorithm == TWO_GROUPS else {}
         maker = PPO if algorithm == "PPO" else GRPO
         model = maker("MlpPolicy", make(seed), seed=seed, device="cpu", **given["kwargs"], **groups)
-        model.learn(given["steps"], callback=curve)
+        model.learn(total_timesteps or given["steps"], callback=curve)
     eval_env = make(10_000 + seed)
     if isinstance(eval_env, VecNormalize):
         trained_env = model.get_vec_normalize_env()
@@ -216,7 +220,7 @@ PARTS: dict[str, Any] = {
 }
 
 
-def show_tasks(rows: list[dict[str, Any]], title: str) -> None:
+def tasks_table(rows: list[dict[str, Any]], title: str = "") -> Table:
     """Of tasks with types: how often the types were found, and what the worst and the mean task reach."""
     table = Table("problem", "algorithm", "seeds", "types found", "worst task solved", "worst task", "mean", title=title)
     for problem, algorithm in dict.fromkeys((row["run"]["problem"], row["run"]["algorithm"]) for row in rows):
@@ -226,16 +230,16 @@ def show_tasks(rows: list[dict[str, Any]], title: str) -> None:
         found = sum(result.get("ari", 0) == 1 for result in results) if algorithm == "GRPO" else ""
         worst, mean = (describe(result[name] for result in results) for name in ("worst", "mean"))
         table.add_row(problem, algorithm, str(len(results)), str(found), str(solved), worst, mean)
-    Console(width=140).print(table)
+    return table
 
 
-def show_null(rows: list[dict[str, Any]]) -> None:
+def null_table(rows: list[dict[str, Any]]) -> Table:
     table = Table("problem", "seeds", "with a split", "largest KL within", title="equal tasks: every split is a false one")
     for problem in dict.fromkeys(row["run"]["problem"] for row in rows):
         results = [row["result"] for row in rows if row["run"]["problem"] == problem]
         split = sum(any(event[1] == "split" for event in result["events"]) for result in results)
         table.add_row(problem, str(len(results)), str(split), f"{max(largest_kl(result) for result in results):.2f}")
-    Console(width=140).print(table)
+    return table
 
 
 def largest_kl(result: dict[str, Any]) -> float:
@@ -262,7 +266,7 @@ def plot_kl(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def show_harm(rows: list[dict[str, Any]]) -> None:
+def harm_table(rows: list[dict[str, Any]]) -> Table:
     """GRPO beside PPO; ratios are of returns counted from that of a random policy, with the interval for paired seeds."""
     names = ("end", "last tenth", "over training")
     columns = ("environment", "algorithm", "seeds", *names, *(f"ratio, {name}" for name in names), "with a split")
@@ -277,10 +281,10 @@ def show_harm(rows: list[dict[str, Any]]) -> None:
         for algorithm, own in results.items():
             values = harm_measures(own)
             found = [ratio_of_iqms(x, y, base) for x, y in zip(values, ppo, strict=True)]
-            ratios = [f"{ratio:.2f} [{low:.2f}, {high:.2f}]" for ratio, low, high in found]
+            ratios = [with_interval(ratio, 2) for ratio in found]
             split = sum(any(event[1] == "split" for event in result.get("events", [])) for result in own)
             table.add_row(env_id, algorithm, str(len(own)), *map(describe, values), *ratios, str(split))
-    Console(width=200).print(table)
+    return table
 
 
 def harm_measures(results: list[dict[str, Any]]) -> list[list[float]]:
@@ -298,18 +302,18 @@ def main() -> None:
     rows = {}
     for part in arguments.parts:
         function, runs, seeds = PARTS[part]
-        path = RESULTS / f"regrouping_{part}.jsonl"
-        rows[part] = sweep(function, runs(arguments.seeds or list(seeds)), path, arguments.jobs)
+        given = runs(arguments.seeds or list(seeds))
+        rows[part] = run_part(function, given, f"regrouping_{part}", arguments, total_timesteps=4096)
+    console = Console(width=200)
     for part, title in (("recovery", "one group to begin with"), ("merging", "one group per task to begin with")):
         if part in rows:
-            show_tasks(rows[part], title)
-    if "null" in rows:
-        show_null(rows["null"])
-    if "harm" in rows:
-        show_harm(rows["harm"])
+            console.print(tasks_table(rows[part], title))
+    for part, table in (("null", null_table), ("harm", harm_table)):
+        if part in rows:
+            console.print(table(rows[part]))
     if "recovery" in rows and "null" in rows:
         grpo = [row for row in rows["recovery"] if row["run"]["algorithm"] == "GRPO"]
-        plot_kl(grpo + rows["null"], RESULTS / "regrouping_kl.png")
+        plot_kl(grpo + rows["null"], (arguments.smoke or RESULTS) / "regrouping_kl.png")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import optuna
 import yaml
-from common import RESULTS, describe, sweep
+from common import RESULTS, sweep
+from measures import describe
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState

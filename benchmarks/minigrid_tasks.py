@@ -1,0 +1,158 @@
+"""
+Several MiniGrid tasks for one agent, after the protocol of MOORE (https://arxiv.org/abs/2311.11385): what do groups do where
+multi-head PPO and mixtures of experts have published figures?
+
+``python benchmarks/minigrid_tasks.py`` runs what is missing and prints the table. 400,000 steps per task, the 7x7x3 view as
+it is, a small network (convolutions of 16, 32 and 64 channels, one hidden layer of 128) for the actor and one for the
+critic, and MOORE's hyper-parameters. A score is the return divided by the return that can be achieved.
+"""
+
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import minigrid  # noqa: F401 (registers the environments)
+import numpy as np
+import torch as th
+from common import parse_parts, run_part
+from gymnasium import spaces
+from measures import describe
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3 import PPO
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import nn
+
+from sb3_grpo import GRPO, evaluate_groups
+
+SEEDS = range(5)
+# achievable returns
+TASKS = {"MiniGrid-LavaGapS7-v0": 0.9633, "MiniGrid-RedBlueDoors-6x6-v0": 0.99, "MiniGrid-MemoryS11-v0": 0.9777}
+SUITES: dict[str, list[str]] = {"mt3": list(TASKS)}
+ENVS_PER_TASK, STEPS_PER_ROLLOUT = 4, 2000  # the second per task
+EVAL_EPISODES = 16  # per task
+
+
+class TaskView(gym.Wrapper[dict[str, Any], int, Any, int]):
+    """
+    What the agent sees, channels first, beside the number of its task.
+
+    :param env: a MiniGrid environment
+    :param task: number of the task
+    :param n_tasks: how many there are
+    """
+
+    def __init__(self, env: gym.Env[Any, int], task: int, n_tasks: int):
+        super().__init__(env)
+        self.task = task
+        self.observation_space = spaces.Dict(
+            {"view": spaces.Box(0, 255, (3, 7, 7), np.float32), "task": spaces.Discrete(n_tasks)}
+        )
+
+    def _observe(self, obs: dict[str, Any]) -> dict[str, Any]:
+        return {"view": obs["image"].transpose(2, 0, 1).astype(np.float32), "task": self.task}
+
+    def reset(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        return self._observe(obs), {**info, "task": self.task}
+
+    def step(self, action: int) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._observe(obs), reward, terminated, truncated, {**info, "task": self.task}
+
+
+class ViewExtractor(BaseFeaturesExtractor):
+    """MOORE's convolutions, and behind them the task where it is shown."""
+
+    def __init__(self, observation_space: spaces.Dict):
+        task = observation_space.spaces.get("task")
+        n_tasks = int(task.n) if isinstance(task, spaces.Discrete) else 0
+        super().__init__(observation_space, 64 * 4 * 4 + n_tasks)
+        layers = (nn.Conv2d(3, 16, 2), nn.ReLU(), nn.Conv2d(16, 32, 2), nn.ReLU(), nn.Conv2d(32, 64, 2), nn.Tanh())
+        self.cnn = nn.Sequential(*layers, nn.Flatten())
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        features = self.cnn(observations["view"])
+        return th.cat([features, observations["task"].flatten(1)], dim=1) if "task" in observations else features
+
+
+def make_env(names: list[str], seed: int) -> VecEnv:
+    def make(task: int) -> gym.Env[dict[str, Any], int]:
+        return Monitor(TaskView(gym.make(names[task]), task, len(names)))
+
+    env = DummyVecEnv([partial(make, task) for task in range(len(names)) for _ in range(ENVS_PER_TASK)])
+    env.seed(seed)
+    return env
+
+
+def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_evaluations: int = 10) -> dict[str, Any]:
+    """
+    :param method: a name of :data:`METHODS`
+    :return: environment steps and scores per task of each evaluation
+    """
+    names = SUITES[suite]
+    kwargs: dict[str, Any] = dict(
+        n_steps=STEPS_PER_ROLLOUT // ENVS_PER_TASK,
+        batch_size=256 * len(names),
+        n_epochs=8,
+        learning_rate=1e-3,
+        ent_coef=0.01,
+        policy_kwargs=dict(
+            features_extractor_class=ViewExtractor, share_features_extractor=False, net_arch=[128], normalize_images=False
+        ),
+    )
+    algorithm = PPO if method == "PPO" else GRPO
+    env = make_env(names, seed)
+    model = algorithm("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs, **METHODS[method])
+    eval_env = make_env(names, seed + 10_000)
+    steps: list[int] = []
+    scores: list[list[float]] = []
+    for _ in range(n_evaluations):
+        model.learn(steps_per_task * len(names) // n_evaluations, reset_num_timesteps=not steps)
+        found = evaluate_groups(model, eval_env, EVAL_EPISODES * len(names), deterministic=False)
+        steps.append(model.num_timesteps)
+        scores.append([found[task].mean / TASKS[name] for task, name in enumerate(names)])
+    result: dict[str, Any] = {"steps": steps, "scores": scores}
+    if isinstance(model, GRPO):
+        result["events"] = [[event.timestep, event.kind, *event.groups, event.kl] for event in model.regroup_history]
+    return result
+
+
+HEADS: dict[str, Any] = dict(
+    router="discrete", router_kwargs=dict(key="task", hide=True), normalize_advantage="group", compile=True
+)
+METHODS: dict[str, dict[str, Any]] = {
+    "PPO": {},
+    # the published baseline: a head per task, no balance, heads that stay as they are
+    "multi-head PPO": dict(**HEADS, group_coef=0.0, merge_kl=None, split_kl=None),
+    "GRPO": HEADS,
+}
+
+
+def make_runs(seeds: list[int]) -> list[dict[str, Any]]:
+    return [dict(suite="mt3", method=method, seed=seed) for seed in seeds for method in METHODS]
+
+
+def scores_table(rows: list[dict[str, Any]], suite: str) -> Table:
+    columns = (name.removeprefix("MiniGrid-").removesuffix("-v0") for name in SUITES[suite])
+    table = Table("method", "seeds", "mean of the tasks", "worst task", *columns, title=suite)
+    for method in METHODS:
+        scores = np.array([row["result"]["scores"][-1] for row in rows if row["run"]["method"] == method])
+        if len(scores):
+            values = (scores.mean(axis=1), scores.min(axis=1), *scores.T)
+            table.add_row(method, str(len(scores)), *(describe(column, 2) for column in values))
+    return table
+
+
+def main() -> None:
+    arguments = parse_parts(__doc__, SUITES)
+    for suite in arguments.parts:
+        runs = make_runs(arguments.seeds or list(SEEDS))
+        rows = run_part(run, runs, f"minigrid_{suite}", arguments, steps_per_task=2000, n_evaluations=1)
+        Console(width=160).print(scores_table(rows, suite))
+
+
+if __name__ == "__main__":
+    main()

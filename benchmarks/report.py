@@ -1,0 +1,236 @@
+"""
+From result rows to ``docs/results.md``: fills the tables between its markers, and draws the pictures.
+
+``python benchmarks/report.py`` reads ``benchmarks/results``; ``--results FOLDER --page FILE`` read another folder and write
+another page. A marker is a line ``<!-- table: NAME -->``, with a name of :data:`TABLES`; the table goes to ``<!-- end -->``.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import balance
+import balancing_rules
+import matplotlib.pyplot as plt
+import minigrid_tasks
+import numpy as np
+import regrouping
+from common import RESULTS, read_rows
+from head_to_head import CLIP_RANGES, PLAIN, THRESHOLDS
+from matplotlib.axes import Axes
+from measures import Interval, aggregate_iqm, describe, iqm, iqm_interval, probability_of_improvement, with_interval
+from rich.table import Table
+
+PAGE = RESULTS.parents[1] / "docs" / "results.md"
+MARKED = re.compile(r"(<!-- table: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+ALGORITHMS = ("ppo", "grpo")
+Row = dict[str, Any]
+
+
+def to_markdown(table: Table) -> str:
+    """
+    :param table: as the scripts print it
+    """
+    header = [str(column.header) for column in table.columns]
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    lines = [header, ["---"] * len(header), *zip(*cells, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+class Plain:
+    """
+    PPO and GRPO on problems with one task.
+
+    :param folder: of the result rows
+    """
+
+    def __init__(self, folder: Path):
+        self.rows = read_rows(folder / "head_to_head_plain.jsonl")
+        random = read_rows(folder / "head_to_head_random.jsonl")
+        self.random = {row["run"]["env_id"]: row["result"]["return"] for row in random}
+        self.env_ids = [env_id for env_id in PLAIN if all(len(self.returns(env_id, name)) for name in ALGORITHMS)]
+
+    def returns(self, env_id: str, algorithm: str) -> np.ndarray:
+        """
+        :return: shape ``(n_runs, n_evaluations)``
+        """
+        wanted = {"env_id": env_id, "algorithm": algorithm}
+        return np.array([row["result"]["returns"] for row in self.rows if wanted.items() <= row["run"].items()])
+
+    def scores(self, env_id: str, algorithm: str) -> np.ndarray:
+        """
+        :return: returns in the unit in which random actions have 0 and the interquartile mean of PPO's runs is 1 after
+            training, shape ``(n_runs, n_evaluations)``
+        """
+        zero, one = self.random[env_id], iqm(self.returns(env_id, "ppo")[:, -1])
+        return (self.returns(env_id, algorithm) - zero) / (one - zero)
+
+    def strata(self, algorithm: str, over_training: bool) -> list[np.ndarray]:
+        """
+        :return: one score per run, for each environment
+        """
+        found = [self.scores(env_id, algorithm) for env_id in self.env_ids]
+        return [scores.mean(axis=1) if over_training else scores[:, -1] for scores in found]
+
+    def table(self) -> Table:
+        columns = ("environment", "seeds", "random", "PPO, end", "GRPO, end", "PPO, training", "GRPO, training")
+        probability = ("P(GRPO better), end", "P(GRPO better), training", "runs with a split")
+        table = Table(*columns, *probability)
+        ends, areas = ({name: self.strata(name, area) for name in ALGORITHMS} for area in (False, True))
+        for index, env_id in enumerate(self.env_ids):
+            ppo, grpo = (self.returns(env_id, name) for name in ALGORITHMS)
+            values = [describe(x) for x in (ppo[:, -1], grpo[:, -1], ppo.mean(axis=1), grpo.mean(axis=1))]
+            better = [probability_of_improvement([x["grpo"][index]], [x["ppo"][index]]) for x in (ends, areas)]
+            seeds = str(len(ppo)) if len(ppo) == len(grpo) else f"{len(ppo)} and {len(grpo)}"
+            splits = str(self.runs_with_split(env_id))
+            table.add_row(env_id, seeds, f"{self.random[env_id]:.0f}", *values, *(with_interval(x, 2) for x in better), splits)
+        if self.env_ids:
+            scores = [with_interval(aggregate_iqm(x[name]), 2) for x in (ends, areas) for name in ALGORITHMS]
+            better = [probability_of_improvement(x["grpo"], x["ppo"]) for x in (ends, areas)]
+            table.add_row("all, normalised", "", "0", *scores, *(with_interval(x, 2) for x in better), "")
+        return table
+
+    def runs_with_split(self, env_id: str) -> int:
+        found = [row["result"]["events"] for row in self.rows if row["run"]["env_id"] == env_id and "events" in row["result"]]
+        return sum(any(event[1] == "split" for event in events) for events in found)
+
+    def draw_curves(self, path: Path) -> None:
+        """Sample efficiency: return over steps, of each environment."""
+        figure, axes = plt.subplots(2, 4, figsize=(13, 5.2), layout="constrained")
+        for axis, env_id in zip(axes.flat, self.env_ids, strict=False):
+            for name in ALGORITHMS:
+                returns = self.returns(env_id, name).T
+                steps = np.linspace(0, PLAIN[env_id], len(returns) + 1)[1:] / 1000
+                draw_interval(axis, steps, [iqm(x) for x in returns], [iqm_interval(x) for x in returns], name.upper())
+            axis.axhline(self.random[env_id], color="0.6", lw=0.8, ls=":")
+            axis.set(title=env_id, xlabel="environment steps (thousands)")
+            axis.grid(alpha=0.3)
+        axes[0, 0].legend()
+        figure.savefig(path, dpi=100)
+        plt.close(figure)
+
+    def draw_profile(self, path: Path) -> None:
+        """Performance profile: share of runs above a score, environments counting the same."""
+        figure, axis = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
+        thresholds = np.linspace(-0.2, 1.5, 120)
+        for name in ALGORITHMS:
+            share = np.mean([(x[:, None] > thresholds).mean(axis=0) for x in self.strata(name, False)], axis=0)
+            axis.plot(thresholds, share, label=name.upper())
+        axis.set(xlabel="score after training (0: random, 1: PPO)", ylabel="share of runs above it")
+        axis.grid(alpha=0.3)
+        axis.legend()
+        figure.savefig(path, dpi=100)
+        plt.close(figure)
+
+
+def draw_interval(axis: Axes, x: Any, values: list[float], intervals: list[Interval], label: str) -> None:
+    line = axis.plot(x, values, label=label, marker="o", ms=2)[0]
+    axis.fill_between(x, *np.array(intervals).T, alpha=0.2, color=line.get_color())
+
+
+def clip_range_rows(rows: list[Row], algorithm: str, clip_range: float) -> np.ndarray:
+    """
+    :return: returns per task, shape ``(n_runs, n_tasks)``
+    """
+    wanted = {"algorithm": algorithm, "clip_range": clip_range}
+    return np.array([row["result"]["returns"] for row in rows if wanted.items() <= row["run"].items()])
+
+
+def clip_range_table(rows: list[Row]) -> Table:
+    table = Table("clip_range", "seeds", "PPO, worst", "GRPO, worst", "PPO, mean", "GRPO, mean")
+    for clip_range in CLIP_RANGES:
+        ppo, grpo = (clip_range_rows(rows, name, clip_range) for name in ("PPO", "GRPO"))
+        if len(ppo) and len(grpo):
+            values = (ppo.min(axis=1), grpo.min(axis=1), ppo.mean(axis=1), grpo.mean(axis=1))
+            table.add_row(str(clip_range), str(len(ppo)), *map(describe, values))
+    return table
+
+
+def draw_clip_range(rows: list[Row], path: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
+    for axis, (title, reduce) in zip(axes, balance.REDUCTIONS.items(), strict=True):
+        for algorithm in ("PPO", "GRPO"):
+            found = {c: clip_range_rows(rows, algorithm, c) for c in CLIP_RANGES}
+            values = {c: reduce(returns, axis=1) for c, returns in found.items() if len(returns)}
+            intervals = [iqm_interval(x) for x in values.values()]
+            draw_interval(axis, list(values), [iqm(x) for x in values.values()], intervals, algorithm)
+        axis.set(title=title, xlabel="clip_range", xscale="log", ylim=(0, 510))
+        axis.set_xticks(CLIP_RANGES, list(map(str, CLIP_RANGES)), minor=False)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("return of 500 after 40,960 steps")
+    axes[0].legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def thresholds_table(rows: list[Row]) -> Table:
+    table = Table("merge_kl", "split_kl", "seeds", "exactly the types", "groups", "worst task", "mean")
+    for merge_kl, split_kl in THRESHOLDS:
+        wanted = {"merge_kl": merge_kl, "split_kl": split_kl}
+        own = [row["result"] for row in rows if wanted.items() <= row["run"].items()]
+        if own:
+            exact = f"{sum(result['ari'] == 1 for result in own)} of {len(own)}"
+            groups = sorted(len(set(result["cell_to_group"])) for result in own)
+            spread = str(groups[0]) if groups[0] == groups[-1] else f"{groups[0]} to {groups[-1]}"
+            values = (describe(result[name] for result in own) for name in ("worst", "mean"))
+            table.add_row(str(merge_kl), str(split_kl), str(len(own)), exact, spread, *values)
+    return table
+
+
+def of_rows(name: str, table: Callable[..., Table], *arguments: Any) -> Callable[[Path], Table]:
+    """
+    :param name: of the file of rows
+    :param table: makes a table from the rows and these arguments
+    """
+    return lambda folder: table(read_rows(folder / f"{name}.jsonl"), *arguments)
+
+
+TABLES: dict[str, Callable[[Path], Table]] = {
+    "plain": lambda folder: Plain(folder).table(),
+    **{setting: of_rows(f"balance_{setting}", balance.results_table) for setting in balance.SETTINGS},
+    **{f"lambda {s}": of_rows("balance_ablation", balance.ablation_table, s) for s in ("drawn", "rare")},
+    **{f"rules {s}": of_rows(f"balancing_rules_{s}", balancing_rules.rules_table) for s in ("drawn", "scaled")},
+    "hidden types": of_rows("regrouping_recovery", regrouping.tasks_table),
+    "equal tasks": of_rows("regrouping_null", regrouping.null_table),
+    "harm": of_rows("regrouping_harm", regrouping.harm_table),
+    "clip range": of_rows("head_to_head_clip_range", clip_range_table),
+    "thresholds": of_rows("head_to_head_thresholds", thresholds_table),
+    "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),
+}
+
+
+def fill(page: str, folder: Path) -> str:
+    """
+    :param page: text with markers
+    :param folder: of the result rows
+    :return: the text with the tables that the rows give
+    :raises KeyError: if a marker names no table
+    """
+    return MARKED.sub(lambda found: found[1] + "\n" + to_markdown(TABLES[found["name"]](folder)) + "\n" + found[3], page)
+
+
+def draw(folder: Path) -> None:
+    """The pictures that no other script draws."""
+    plain = Plain(folder)
+    if plain.env_ids:
+        plain.draw_curves(folder / "head_to_head_plain.png")
+        plain.draw_profile(folder / "head_to_head_profile.png")
+    clip_range = read_rows(folder / "head_to_head_clip_range.jsonl")
+    if clip_range:
+        draw_clip_range(clip_range, folder / "head_to_head_clip_range.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the filled page is written")
+    arguments = parser.parse_args()
+    arguments.page.write_text(fill(PAGE.read_text(), arguments.results))
+    draw(arguments.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What the benchmarks are made of: sweeps that resume, statistics, event files, the page of results."""
+
+import importlib
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import report
+from common import read_rows, sweep
+from head_to_head import LAYOUT, run_plain
+from measures import aggregate_iqm, iqm, iqm_interval, probability_of_improvement, ratio_of_iqms
+from rich.table import Table
+from scipy import stats
+from tensorboard import program  # type: ignore[import-untyped]  # tensorboard has no types
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]  # the same
+
+
+def square(x: int, seed: int) -> dict[str, Any]:
+    return {"square": x * x}
+
+
+def on_node(seed: int) -> dict[str, Any]:
+    time.sleep(1)
+    return {"node": importlib.import_module("ray").get_runtime_context().get_node_id()}
+
+
+def fail(x: int, seed: int) -> dict[str, Any]:
+    raise RuntimeError(f"run {x}")
+
+
+class TestSweep:
+    RUNS = [dict(x=x, seed=0) for x in range(3)]  # noqa: RUF012 (nobody changes it)
+
+    def test_rows_are_kept_and_not_run_again(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        rows = sweep(square, self.RUNS[:2], path, jobs=1)
+        assert [row["result"]["square"] for row in rows] == [0, 1]
+        with pytest.raises(RuntimeError, match="run 2"):
+            sweep(fail, self.RUNS, path, jobs=1)
+        assert [row["result"]["square"] for row in sweep(square, self.RUNS, path, jobs=1)] == [0, 1, 4]
+        assert [row["run"] for row in read_rows(path)] == self.RUNS
+        assert {"seconds", "versions", "commit"} <= set(read_rows(path)[0])
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two Ray nodes with one CPU each, on this machine."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray = pytest.importorskip("ray")
+    cluster = importlib.import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    # the nodes know the benchmarks, but not the tests
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield ray
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_sweep_on_two_ray_nodes(two_nodes: Any, tmp_path: Path) -> None:
+    runs = [dict(seed=seed) for seed in range(6)]
+    rows = sweep(on_node, runs, tmp_path / "rows.jsonl", ray=True)
+    assert [row["run"] for row in rows] == runs
+    assert len({row["result"]["node"] for row in rows}) == 2
+    with pytest.raises(two_nodes.exceptions.RayTaskError, match="run 7"):
+        sweep(fail, [dict(x=7, seed=0)], tmp_path / "other.jsonl", ray=True)
+
+
+class TestMeasures:
+    SAMPLE = (3.0, 1.0, 100.0, 2.0, -50.0, 4.0, 5.0, 6.0)
+
+    def test_iqm_is_the_mean_of_the_middle_half(self) -> None:
+        assert iqm(self.SAMPLE) == np.mean([2, 3, 4, 5])
+        low, high = iqm_interval(self.SAMPLE)
+        assert low < iqm(self.SAMPLE) < high
+
+    def test_interval_covers_the_mean_of_normal_samples(self) -> None:
+        """Of samples whose interquartile mean is 0, about 95 % of the intervals contain it, for 10 seeds a little less."""
+        rng = np.random.default_rng(0)
+        intervals = [iqm_interval(rng.normal(size=10)) for _ in range(100)]
+        assert 80 <= sum(low <= 0 <= high for low, high in intervals) <= 99
+
+    def test_aggregate_counts_environments_the_same(self) -> None:
+        few, many = np.array([0.0, 1.0]), np.repeat([0.0, 1.0], 10)
+        assert aggregate_iqm([few, many])[0] == pytest.approx(0.5)
+        # with equally many runs it is the interquartile mean of all
+        x, y = np.array(self.SAMPLE), np.array(self.SAMPLE) + 1
+        assert aggregate_iqm([x, y])[0] == pytest.approx(iqm([*x, *y]))
+
+    def test_probability_is_that_of_mann_whitney(self) -> None:
+        rng = np.random.default_rng(1)
+        x, y = rng.integers(0, 5, 8).astype(float), rng.integers(0, 5, 6).astype(float)
+        expected = stats.mannwhitneyu(x, y).statistic / (len(x) * len(y))
+        value, (low, high) = probability_of_improvement([x], [y])
+        assert value == pytest.approx(expected)
+        assert low <= value <= high
+
+    @pytest.mark.parametrize(("shift", "expected"), [(10.0, 1.0), (0.0, 0.5), (-10.0, 0.0)])
+    def test_probability_of_known_cases(self, shift: float, expected: float) -> None:
+        x, y = np.arange(5.0), np.arange(4.0)
+        value, (low, high) = probability_of_improvement([x + shift, y + shift], [x, y])
+        assert value == pytest.approx(expected)
+        assert (low < value < high) == (shift == 0)
+
+    def test_ratio(self) -> None:
+        values = [2.0, 4.0, 6.0, 8.0]
+        assert ratio_of_iqms(values, values, zero=0) == (1.0, (1.0, 1.0))
+        value, (low, high) = ratio_of_iqms([2 * x + 1 for x in values], [x + 1 for x in values], zero=1)
+        assert value == low == high == 2
+
+
+class TestReport:
+    def test_page_says_what_the_rows_say(self) -> None:
+        assert report.fill(report.PAGE.read_text(), report.RESULTS) == report.PAGE.read_text()
+
+    def test_tables_become_markdown(self) -> None:
+        table = Table("a", "b", title="not shown")
+        table.add_row("1", "2 [1, 3]")
+        assert report.to_markdown(table) == "| a | b |\n| --- | --- |\n| 1 | 2 [1, 3] |\n"
+
+    def test_old_tables_are_replaced(self, tmp_path: Path) -> None:
+        rows = [
+            {
+                "run": {"merge_kl": 0.1, "split_kl": 0.3, "seed": s},
+                "result": {"ari": a, "cell_to_group": g, "worst": 5, "mean": 7},
+            }
+            for s, a, g in ((0, 1.0, [0, 1]), (1, 0.0, [0, 0]))
+        ]
+        (tmp_path / "head_to_head_thresholds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        page = "before\n<!-- table: thresholds -->\nstale\n<!-- end -->\nafter\n"
+        filled = report.fill(page, tmp_path)
+        assert "| 0.1 | 0.3 | 2 | 1 of 2 | 1 to 2 | 5 [5, 5] | 7 [7, 7] |" in filled
+        assert "stale" not in filled
+        assert filled.startswith("before\n<!-- table: thresholds -->\n")
+        assert filled.endswith("<!-- end -->\nafter\n")
+        assert report.fill(filled, tmp_path) == filled
+
+    def test_unknown_table(self) -> None:
+        with pytest.raises(KeyError, match="nothing"):
+            report.fill("<!-- table: nothing -->\n<!-- end -->\n", report.RESULTS)
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short runs, as the head to head makes them."""
+    folder = tmp_path_factory.mktemp("logs")
+    for algorithm in ("ppo", "grpo"):
+        run_plain("CartPole-v1", algorithm, seed=0, total_timesteps=2048, logs=str(folder))
+    return folder
+
+
+def read_events(folder):
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return accumulator
+
+
+class TestEventFiles:
+    def test_same_tags_and_default_grpo_is_ppo(self, logs: Path) -> None:
+        ppo, grpo = (read_events(logs / "CartPole-v1" / f"{name}_0") for name in ("PPO", "GRPO"))
+        tags = set(ppo.Tags()["scalars"])
+        assert {"rollout/ep_rew_mean", "eval/mean_reward", "train/loss"} <= tags
+        assert {tag for tag in grpo.Tags()["scalars"] if not tag.startswith("groups/")} == tags
+        for tag in ("rollout/ep_rew_mean", "eval/mean_reward"):
+            assert [(e.step, e.value) for e in ppo.Scalars(tag)] == [(e.step, e.value) for e in grpo.Scalars(tag)]
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what TensorBoard brings along
+    def test_server_shows_them(self, logs: Path) -> None:
+        """The answers that TensorBoard's page is made of."""
+        server = program.TensorBoard()
+        server.configure(argv=[None, "--logdir", str(logs), "--port", "0", "--host", "127.0.0.1", "--load_fast", "false"])
+        address = server.launch()
+
+        def ask(path: str, body: dict[str, Any] | None = None) -> Any:
+            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(f"{address}data/plugin/{path}", data, {"Content-Type": "application/json"})  # noqa: S310 (our own server)
+            with urllib.request.urlopen(request) as answer:  # noqa: S310 (the same)
+                return json.loads(answer.read())
+
+        runs = {"CartPole-v1/PPO_0", "CartPole-v1/GRPO_0"}
+        tags = ask("scalars/tags")
+        assert runs <= set(tags)
+        assert all("eval/mean_reward" in tags[run] for run in runs)
+        layout = ask("custom_scalars/layout")
+        assert [category["title"] for category in layout["category"]] == list(LAYOUT)
+        experiment = ask("hparams/experiment", {"experimentName": ""})
+        names = {parameter["name"] for parameter in experiment["hparamInfos"]}
+        assert {"algorithm", "n_steps", "gamma"} <= names
