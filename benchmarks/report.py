@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import minigrid_tasks
 import numpy as np
 import regrouping
+import tuning
 from common import RESULTS, read_rows
 from head_to_head import CLIP_RANGES, PLAIN, THRESHOLDS
 from matplotlib.axes import Axes
@@ -196,6 +197,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "hidden types": of_rows("regrouping_recovery", regrouping.tasks_table),
     "equal tasks": of_rows("regrouping_null", regrouping.null_table),
     "harm": of_rows("regrouping_harm", regrouping.harm_table),
+    **{f"tuning {s}": of_rows(f"tuning_{s}", tuning.comparison_table) for s in tuning.STUDIES},
     "clip range": of_rows("head_to_head_clip_range", clip_range_table),
     "thresholds": of_rows("head_to_head_thresholds", thresholds_table),
     "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),

@@ -1,24 +1,27 @@
 """
-Does a study of RL Zoo's tuning find something better than the entry of ``sb3_grpo/zoo_configs/grpo.yml``, on seeds that
-it has not seen?
+Do studies of RL Zoo's tuning find something better than the entries of ``sb3_grpo/zoo_configs/grpo.yml``, on seeds that
+they have not seen?
 
-The study (two of these at the same time, in one folder)::
+The study of the CartPole tasks (two of these at the same time, in one folder)::
 
     python -m sb3_grpo.zoo train --algo grpo --env sb3_grpo/TaskCartPole-v0 -n 16000 -optimize --max-total-trials 48 \\
         --n-startup-trials 10 --n-evaluations 4 --eval-episodes 20 --sampler tpe --pruner median --objective worst \\
         --storage study.log --study-name tasks --no-optim-plots --seed 1 --num-threads 1
 
-It is kept as ``benchmarks/results/tuning_study.log``. A trial is one run, and the best of many single runs was lucky: the
-best five are run again with other seeds, a step that was added when trial 30 had done badly on :data:`SEEDS`.
-``python benchmarks/tuning.py`` does that, and compares the best then, and the best in the study, with the entry.
+The study of the Pendulum tasks differs in ``--env sb3_grpo/TaskPendulum-v0 -n 24576 --max-total-trials 64
+--n-startup-trials 16 --eval-episodes 40 --study-name pendulum``. The files are ``benchmarks/results/tuning_*_study.log``.
+
+A trial is one run, and the best of many single runs was lucky: the best few are run again with other seeds. (Of the first
+study that step was added when trial 30 had done badly on the seeds of the comparison.) ``python benchmarks/tuning.py`` does
+that, and compares the best then, and the best in the study, with the entry before.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 import yaml
-from common import RESULTS, sweep
+from common import RESULTS, parse_parts, sweep
 from measures import describe
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -30,36 +33,69 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_grpo import GRPO, evaluate_groups
 from sb3_grpo.zoo import convert_grpo_params
 
-ENV = "sb3_grpo/TaskCartPole-v0"
-STUDY = RESULTS / "tuning_study.log"
-# the study has seen seed 1 and seeds that its workers drew from it and the time
-VALIDATION_SEEDS, SEEDS = range(500, 504), range(400, 410)
-N_BEST = 5
-# training goes on after as many steps as a trial has
-TRIAL_STEPS, MORE_STEPS = 16_000, 32_000
 N_ENVS = 8
-GROUPS: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=[4, 8]))
-BEFORE: dict[str, Any] = dict(n_steps=128, normalize_advantage="group")
 
 
-def load_study() -> optuna.Study:
-    return optuna.load_study(study_name="tasks", storage=JournalStorage(JournalFileBackend(str(STUDY))))
+class Tuned(NamedTuple):
+    """A study, and how its best trials are judged."""
+
+    env: str
+    name: str  # of the study, and of its file
+    columns: tuple[int, int]  # that show the task
+    before: dict[str, Any]  # the entry before the study
+    n_best: int  # trials that are run again
+    validation_seeds: range
+    seeds: range  # of the comparison; nothing is chosen by them
+    parts: tuple[int, int]  # steps of a trial, and how many more the comparison trains
 
 
-def run(trial: int | None, seed: int, parts: list[int]) -> dict[str, Any]:
+STUDIES = {
+    "cartpole": Tuned(
+        env="sb3_grpo/TaskCartPole-v0",
+        name="tasks",
+        columns=(4, 8),
+        before=dict(n_steps=128, normalize_advantage="group"),
+        n_best=5,
+        validation_seeds=range(500, 504),
+        seeds=range(400, 410),
+        parts=(16_000, 32_000),
+    ),
+    "pendulum": Tuned(
+        env="sb3_grpo/TaskPendulum-v0",
+        name="pendulum",
+        columns=(3, 5),
+        before=dict(n_steps=128, normalize_advantage="group", gamma=0.9, learning_rate=1e-3),
+        n_best=6,
+        validation_seeds=range(700, 705),
+        seeds=range(600, 610),
+        parts=(24_576, 73_728),
+    ),
+}
+
+
+def load_study(study: str) -> optuna.Study:
+    tuned = STUDIES[study]
+    file = RESULTS / f"tuning_{study}_study.log"
+    return optuna.load_study(study_name=tuned.name, storage=JournalStorage(JournalFileBackend(str(file))))
+
+
+def run(trial: int | None, seed: int, parts: list[int], study: str = "cartpole") -> dict[str, Any]:
     """
     :param trial: number of the trial whose hyper-parameters are used; ``None``: those before the study
     :param parts: steps between evaluations
+    :param study: a name of :data:`STUDIES`
     :return: environment steps and returns per task of each evaluation
     """
-    kwargs = BEFORE if trial is None else convert_grpo_params(load_study().trials[trial].params)
-    env = make_vec_env(ENV, N_ENVS, seed=seed)
-    model = GRPO("MlpPolicy", env, seed=seed, device="cpu", **GROUPS, **kwargs)
+    tuned = STUDIES[study]
+    kwargs = tuned.before if trial is None else convert_grpo_params(load_study(study).trials[trial].params)
+    groups: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=list(tuned.columns)))
+    env = make_vec_env(tuned.env, N_ENVS, seed=seed)
+    model = GRPO("MlpPolicy", env, seed=seed, device="cpu", **groups, **kwargs)
     steps: list[int] = []
     returns: list[list[float]] = []
     for part in parts:
         model.learn(part, reset_num_timesteps=not steps)
-        evaluations = evaluate_groups(model, make_vec_env(ENV, N_ENVS, seed=seed + 10_000), n_eval_episodes=80)
+        evaluations = evaluate_groups(model, make_vec_env(tuned.env, N_ENVS, seed=seed + 10_000), n_eval_episodes=80)
         steps.append(model.num_timesteps)
         returns.append([evaluation.mean for evaluation in evaluations.values()])
     return {"steps": steps, "returns": returns}
@@ -71,9 +107,9 @@ def show_study(study: optuna.Study) -> None:
     print(f"{len(study.trials)} trials ({found}); best: number {study.best_trial.number}, {study.best_trial.value:.0f}")
 
 
-def best_trials(study: optuna.Study) -> list[int]:
+def best_trials(study: optuna.Study, n_best: int) -> list[int]:
     complete = study.get_trials(states=[TrialState.COMPLETE])
-    return [trial.number for trial in sorted(complete, key=lambda trial: -(trial.value or 0))][:N_BEST]
+    return [trial.number for trial in sorted(complete, key=lambda trial: -(trial.value or 0))][:n_best]
 
 
 def show_entry(study: optuna.Study, trial: int) -> None:
@@ -92,29 +128,44 @@ def worst_tasks(rows: list[dict[str, Any]], trial: int | None, evaluation: int) 
     return [min(row["result"]["returns"][evaluation]) for row in rows if row["run"]["trial"] == trial]
 
 
-def main() -> None:
-    path, study = RESULTS / "tuning.jsonl", load_study()
-    show_study(study)
-    best = best_trials(study)
-    runs = [dict(trial=trial, seed=seed, parts=[TRIAL_STEPS]) for trial in best for seed in VALIDATION_SEEDS]
-    rows = sweep(run, runs, path)
-    validated = {trial: float(np.mean(worst_tasks(rows, trial, 0))) for trial in best}
+def choose(rows: list[dict[str, Any]], trials: list[int]) -> int:
+    """
+    :param rows: of runs with validation seeds
+    :return: the trial whose worst task is best, on average
+    """
+    validated = {trial: float(np.mean(worst_tasks(rows, trial, 0))) for trial in trials}
     print("worst task of the best trials with other seeds:", {trial: round(value) for trial, value in validated.items()})
-    chosen = max(validated, key=lambda trial: validated[trial])
-    show_entry(study, chosen)
+    return max(validated, key=lambda trial: validated[trial])
 
-    compared = dict.fromkeys([None, best[0], chosen])
-    runs = [dict(trial=trial, seed=s, parts=[TRIAL_STEPS, MORE_STEPS]) for trial in compared for s in SEEDS]
-    rows = sweep(run, runs, path)
-    table = Table("hyper-parameters", "seeds", "steps", "worst task", "mean of the tasks", title=ENV)
-    for trial in compared:
+
+def comparison_table(rows: list[dict[str, Any]], title: str = "") -> Table:
+    table = Table("hyper-parameters", "seeds", "steps", "worst task", "mean of the tasks", title=title)
+    # the others were for choosing
+    rows = [row for row in rows if len(row["run"]["parts"]) > 1]
+    for trial in dict.fromkeys(row["run"]["trial"] for row in rows):
         results = [row["result"] for row in rows if row["run"]["trial"] == trial]
         for index in range(2):
             means = [np.mean(result["returns"][index]) for result in results]
             columns = (describe(worst_tasks(rows, trial, index)), describe(means))
             name = "before" if trial is None else f"trial {trial}"
             table.add_row(name, str(len(results)), str(results[0]["steps"][index]), *columns)
-    Console(width=120).print(table)
+    return table
+
+
+def main() -> None:
+    arguments = parse_parts(__doc__, STUDIES)
+    for part in arguments.parts:
+        tuned, study, path = STUDIES[part], load_study(part), RESULTS / f"tuning_{part}.jsonl"
+        # the rows of the first study say nothing of it
+        named = {} if part == "cartpole" else {"study": part}
+        show_study(study)
+        best = best_trials(study, tuned.n_best)
+        runs = [dict(trial=t, seed=s, parts=tuned.parts[:1], **named) for t in best for s in tuned.validation_seeds]
+        chosen = choose(sweep(run, runs, path, arguments.jobs), best)
+        show_entry(study, chosen)
+        compared = dict.fromkeys([None, best[0], chosen])
+        runs = [dict(trial=t, seed=s, parts=tuned.parts, **named) for t in compared for s in tuned.seeds]
+        Console(width=120).print(comparison_table(sweep(run, runs, path, arguments.jobs), tuned.env))
 
 
 if __name__ == "__main__":
