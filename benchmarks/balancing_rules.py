@@ -75,7 +75,10 @@ class UPGradUpdate(EagerUpdate):
         n_shared = len(self.shared)
         jacobian = th.stack([th.cat([gradient.flatten() for gradient in row[:n_shared]]) for row in rows])
         sizes = [parameter.numel() for parameter in self.shared]
-        for parameter, gradient in zip(self.shared, self.aggregator(jacobian).split(sizes), strict=True):
+        # UPGrad is linear in the scale, but leaves alone what it takes for zero: small gradients early in training
+        scale = jacobian.norm().clamp(min=1e-12)
+        shared_gradient = self.aggregator(jacobian / scale) * scale
+        for parameter, gradient in zip(self.shared, shared_gradient.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
         # what is a group's own has no conflicts; UPGrad is a mean over the losses too
         for position, parameter in enumerate(self.heads):

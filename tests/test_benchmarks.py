@@ -5,13 +5,16 @@ import json
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import balancing_rules
 import numpy as np
 import pytest
 import report
+import torch as th
+from balance import head_per_task
 from common import read_rows, sweep
 from head_to_head import LAYOUT, run_plain
 from measures import aggregate_iqm, iqm, iqm_interval, probability_of_improvement, ratio_of_iqms
@@ -71,6 +74,61 @@ def test_sweep_on_two_ray_nodes(two_nodes: Any, tmp_path: Path) -> None:
     assert len({row["result"]["node"] for row in rows}) == 2
     with pytest.raises(two_nodes.exceptions.RayTaskError, match="run 7"):
         sweep(fail, [dict(x=7, seed=0)], tmp_path / "other.jsonl", ray=True)
+
+
+def cosine(left: Sequence[th.Tensor], right: Sequence[th.Tensor]) -> float:
+    x, y = (th.cat([gradient.flatten() for gradient in gradients]) for gradients in (left, right))
+    return float(th.nn.functional.cosine_similarity(x, y, dim=0))
+
+
+class TestBalancingRules:
+    @pytest.fixture
+    def train(self, task_cartpole: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """A function that trains for one rollout, and returns it with how its groups compared."""
+
+        def train(rule: str) -> Any:
+            algorithm, kwargs = balancing_rules.RULES[rule]
+            kwargs = {**head_per_task(task_cartpole), "compile": False, "n_steps": 64, "seed": 0, **kwargs}
+            model = algorithm("MlpPolicy", task_cartpole, **kwargs)
+            compare, found = model._compare_groups, []
+
+            def compare_and_keep() -> Any:
+                found.append(compare())
+                return found[0]
+
+            monkeypatch.setattr(model, "_compare_groups", compare_and_keep)
+            model.learn(1)
+            return found[0]
+
+        return train
+
+    def test_softmax_prefers_groups_that_are_behind(self, train: Any) -> None:
+        rollout, balance = train("softmax")
+        shares = balance.steps / balance.steps.sum()
+        assert float(shares @ balance.weights.float()) == pytest.approx(1)
+        # the ratio of two weights, by hand
+        behind = float(balance.scores[1] - balance.scores[0]) / float(rollout.returns.std(correction=0))
+        assert float(balance.weights[0] / balance.weights[1]) == pytest.approx(np.exp(behind), rel=1e-5)
+        assert set(rollout.weights.tolist()) == set(balance.weights.float().tolist())
+
+    def test_no_loss_grows_with_a_step_of_upgrad(self, train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        descend = balancing_rules.UPGradUpdate._descend
+        cosines: list[float] = []
+        cosines_of_mean: list[float] = []
+
+        def check(update: balancing_rules.UPGradUpdate, losses: list[th.Tensor]) -> None:
+            rows = [th.autograd.grad(loss, update.shared, retain_graph=True) for loss in losses]
+            mean = [th.stack(gradients).mean(dim=0) for gradients in zip(*rows, strict=True)]
+            descend(update, losses)
+            step = [parameter.grad for parameter in update.shared if parameter.grad is not None]
+            cosines.extend(cosine(row, step) for row in rows)
+            cosines_of_mean.extend(cosine(row, mean) for row in rows)
+
+        monkeypatch.setattr(balancing_rules.UPGradUpdate, "_descend", check)
+        train("UPGrad")
+        assert min(cosines) > -0.01
+        # the negative control: the mean of the gradients is against some loss
+        assert min(cosines_of_mean) < -0.1
 
 
 class TestMeasures:
