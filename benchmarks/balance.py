@@ -7,7 +7,7 @@ the comparison of levers and lambdas, with seeds of its own, the other parts are
 SB3's defaults, with 1024 steps per rollout; GRPO has the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -308,14 +308,13 @@ def describe_steps(steps: list[float]) -> str:
     )
 
 
-def by_method(rows: list[dict[str, Any]]) -> dict[tuple[str, float | None], list[dict[str, Any]]]:
+def by_method(rows: list[dict[str, Any]], methods: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
     """
-    :return: rows by method and lambda, in the order of the rows
+    :param methods: in the order that is wanted
+    :return: rows by method, of methods that have some
     """
-    found: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault((row["run"]["method"], row["run"].get("group_coef")), []).append(row)
-    return found
+    found = {method: [row for row in rows if row["run"]["method"] == method] for method in methods}
+    return {method: own for method, own in found.items() if own}
 
 
 def results_table(rows: list[dict[str, Any]], title: str = "") -> Table:
@@ -330,7 +329,7 @@ def results_table(rows: list[dict[str, Any]], title: str = "") -> Table:
         "largest drop",
     )
     table = Table(*columns, title=title)
-    for (method, _), own in by_method(rows).items():
+    for method, own in by_method(rows, METHODS).items():
         worst, mean = curves(own, np.min), curves(own, np.mean)
         half_way = worst.shape[1] // 2 - 1
         values = map(describe, (worst[:, half_way], worst[:, -1], mean[:, -1], worst.mean(axis=1)))
@@ -343,7 +342,7 @@ def plot_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Worst task and mean of the tasks over steps: interquartile mean and its 95 % interval."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True, layout="constrained")
     for axis, (name, reduce) in zip(axes, REDUCTIONS.items(), strict=True):
-        for (method, _), own in by_method(rows).items():
+        for method, own in by_method(rows, METHODS).items():
             columns = curves(own, reduce).T
             steps = np.array(own[0]["result"]["steps"]) / 1000
             line = axis.plot(steps, [iqm(column) for column in columns], label=method)[0]
@@ -361,13 +360,16 @@ def ablation_values(rows: list[dict[str, Any]], setting: str) -> dict[str, dict[
     """
     :return: by lever and lambda the worst task's return, mean over training, of each run
     """
-    found = by_method([row for row in rows if row["run"]["setting"] == setting])
-    values = {key: curves(own, np.min).mean(axis=1) for key, own in found.items()}
+    found = by_method([row for row in rows if row["run"]["setting"] == setting], LEVERS)
+
+    def values(lever: str, coef: float) -> np.ndarray:
+        own = [row for row in found[lever] if row["run"]["group_coef"] == coef]
+        return curves(own, np.min).mean(axis=1)
+
     # without lambda the levers on the model are the same, and so are those with the data
-    none = {lever: values["data" if LEVERS[lever][2] else "loss", 0.0] for lever, _ in values}
     return {
-        lever: {0.0: own, **{coef: x for (name, coef), x in values.items() if name == lever and coef}}
-        for lever, own in none.items()
+        lever: {0.0: values("data" if LEVERS[lever][2] else "loss", 0.0), **{coef: values(lever, coef) for coef in LAMBDAS}}
+        for lever in found
     }
 
 

@@ -118,7 +118,7 @@ def rules_table(rows: list[dict[str, Any]], title: str = "") -> Table:
     table = Table(
         "rule", "seeds", *(f"{name}, {when}" for when in ("end", "over training") for name in REDUCTIONS), title=title
     )
-    for (method, _), own in by_method(rows).items():
+    for method, own in by_method(rows, RULES).items():
         values = [curves(own, reduce) for reduce in REDUCTIONS.values()]
         columns = [*(x[:, -1] for x in values), *(x.mean(axis=1) for x in values)]
         table.add_row(method, str(len(own)), *map(describe, columns))

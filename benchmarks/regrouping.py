@@ -223,7 +223,7 @@ PARTS: dict[str, Any] = {
 def tasks_table(rows: list[dict[str, Any]], title: str = "") -> Table:
     """Of tasks with types: how often the types were found, and what the worst and the mean task reach."""
     table = Table("problem", "algorithm", "seeds", "types found", "worst task solved", "worst task", "mean", title=title)
-    for problem, algorithm in dict.fromkeys((row["run"]["problem"], row["run"]["algorithm"]) for row in rows):
+    for problem, algorithm in sorted({(row["run"]["problem"], row["run"]["algorithm"]) for row in rows}):
         run = {"problem": problem, "algorithm": algorithm}
         results = [row["result"] for row in rows if run.items() <= row["run"].items()]
         solved = sum(result["worst"] >= PROBLEMS[problem]["solved"] for result in results)
@@ -271,14 +271,16 @@ def harm_table(rows: list[dict[str, Any]]) -> Table:
     names = ("end", "last tenth", "over training")
     columns = ("environment", "algorithm", "seeds", *names, *(f"ratio, {name}" for name in names), "with a split")
     table = Table(*columns, title="plain problems, random router")
-    for env_id in dict.fromkeys(row["run"]["env_id"] for row in rows):
+    for env_id in PLAIN:
         results: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             if row["run"]["env_id"] == env_id:
                 results.setdefault(row["run"]["algorithm"], []).append(row["result"])
+        if not results:
+            continue
         base = float(np.mean([result["final"] for result in results.pop("random")]))
         ppo = harm_measures(results["PPO"])
-        for algorithm, own in results.items():
+        for algorithm, own in sorted(results.items(), key=lambda entry: entry[0] != "PPO"):
             values = harm_measures(own)
             found = [ratio_of_iqms(x, y, base) for x, y in zip(values, ppo, strict=True)]
             ratios = [with_interval(ratio, 2) for ratio in found]

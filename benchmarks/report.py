@@ -186,7 +186,8 @@ def of_rows(name: str, table: Callable[..., Table], *arguments: Any) -> Callable
     :param name: of the file of rows
     :param table: makes a table from the rows and these arguments
     """
-    return lambda folder: table(read_rows(folder / f"{name}.jsonl"), *arguments)
+    # rows are written as runs end; those that are compared in pairs must come in the same order
+    return lambda folder: table(sorted(read_rows(folder / f"{name}.jsonl"), key=lambda row: row["run"]["seed"]), *arguments)
 
 
 TABLES: dict[str, Callable[[Path], Table]] = {
