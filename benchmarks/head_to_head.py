@@ -58,8 +58,8 @@ LAYOUT = {
         "worst task": ["Multiline", ["eval/worst_reward"]],
     },
     "Groups": {
-        "scores": ["Multiline", [r"groups/score_\\d+"]],
-        "weights": ["Multiline", [r"groups/weight_\\d+"]],
+        "scores": ["Multiline", [r"groups/score_\d+"]],
+        "weights": ["Multiline", [r"groups/weight_\d+"]],
         "active groups": ["Multiline", ["groups/n_active"]],
         "KL divergences": ["Multiline", ["groups/kl_within", "groups/kl_between"]],
     },

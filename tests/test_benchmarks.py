@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 import time
 import urllib.request
@@ -228,6 +229,13 @@ class TestEventFiles:
         assert {tag for tag in grpo.Tags()["scalars"] if not tag.startswith("groups/")} == tags
         for tag in ("rollout/ep_rew_mean", "eval/mean_reward"):
             assert [(e.step, e.value) for e in ppo.Scalars(tag)] == [(e.step, e.value) for e in grpo.Scalars(tag)]
+
+    def test_layout_finds_tags(self, logs: Path) -> None:
+        """But for those that take several tasks, or more steps."""
+        tags = read_events(logs / "CartPole-v1" / "GRPO_0").Tags()["scalars"]
+        charts = [pattern for charts in LAYOUT.values() for _, patterns in charts.values() for pattern in patterns]
+        without = {pattern for pattern in charts if not any(re.fullmatch(pattern, tag) for tag in tags)}
+        assert without == {"eval/worst_reward", "groups/kl_within", "groups/kl_between"}
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what TensorBoard brings along
     def test_server_shows_them(self, logs: Path) -> None:
