@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import huggingface_sb3
 import imageio_ffmpeg
@@ -26,7 +26,7 @@ import optuna
 from huggingface_hub.errors import EntryNotFoundError
 from huggingface_sb3 import EnvironmentName
 from matplotlib import pyplot as plt
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from requests.exceptions import HTTPError
 from rl_zoo3 import exp_manager, hyperparams_opt, utils
 from rl_zoo3.callbacks import TrialEvalCallback
@@ -120,6 +120,9 @@ class TrialNumber(int):
 class GroupExperimentManager(exp_manager.ExperimentManager):
     """RL Zoo's experiment manager without the traps that this package knows of; parameters as there."""
 
+    # what all trials of a study have in common, by the names of the search space
+    fixed_params: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.trial_id is not None:
@@ -131,9 +134,11 @@ class GroupExperimentManager(exp_manager.ExperimentManager):
             # workers of one study that were given the same seed would be suggested the same
             self.seed = int(np.random.SeedSequence([seed, os.getpid(), time.time_ns()]).generate_state(1)[0])
         try:
-            return super()._create_sampler(sampler_method)
+            sampler = super()._create_sampler(sampler_method)
         finally:
             self.seed = seed
+        check_names(self.fixed_params, self.algo)
+        return PartialFixedSampler(self.fixed_params, sampler) if self.fixed_params else sampler
 
     def objective(self, trial: optuna.Trial) -> float:
         try:
@@ -143,6 +148,19 @@ class GroupExperimentManager(exp_manager.ExperimentManager):
             if self.algo == "grpo" and pruned.__cause__ is not None and not isinstance(pruned.__cause__, NonFiniteError):
                 raise RuntimeError(f"the trial could not be run: {pruned.__cause__}") from pruned.__cause__
             raise
+
+
+def check_names(params: dict[str, Any], algo: str) -> None:
+    """
+    :param params: by the names of the search space
+    :param algo: whose search space
+    :raises ValueError: if the space has no such name
+    """
+    trial = optuna.create_study(sampler=RandomSampler()).ask()
+    hyperparams_opt.HYPERPARAMS_SAMPLER[algo](trial, 1, 1, {})
+    unknown = sorted(set(params) - set(trial.params))
+    if unknown:
+        raise ValueError(f"`--fix` must name what the search space of {algo} has, {sorted(trial.params)}; got {unknown}")
 
 
 def has_display() -> bool:
@@ -261,14 +279,17 @@ def with_requests_error(load_from_hub: Callable[[str, str], str]) -> Callable[[s
 
 def prepare_training(argv: list[str]) -> list[str]:
     """
-    :param argv: arguments of RL Zoo's ``train``, and ``--objective worst`` for trials that are judged by their worst task
+    :param argv: arguments of RL Zoo's ``train``, ``--objective worst`` for trials that are judged by their worst task, and
+        ``--fix name:value`` for what no trial is to change
     :return: arguments of RL Zoo's ``train``, with the hyper-parameters of this package for GRPO
     """
     own, shared = (argparse.ArgumentParser(add_help=False, allow_abbrev=False) for _ in range(2))
     own.add_argument("--objective", choices=("mean", "worst"), default="mean")
     shared.add_argument("--algo")
+    own.add_argument("--fix", nargs="+", action=utils.StoreDict, default={})
     given, argv = own.parse_known_args(argv)
     vars(exp_manager)["ExperimentManager"] = GroupExperimentManager
+    GroupExperimentManager.fixed_params = given.fix
     if given.objective == "worst":
         vars(exp_manager)["TrialEvalCallback"] = WorstTaskTrialEvalCallback
     # in front: the last one counts, which is the user's if there is one

@@ -397,9 +397,20 @@ class TestStudies:
         assert model.group_coef == params["group_coef"]
         assert model.n_steps == 2 ** params["n_steps_pow"]
 
+    def test_what_is_fixed_stays(self, tmp_path):
+        storage = ("--storage", "journal.log", "--study-name", "tasks")
+        command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK, "--fix")
+        run(tmp_path, *command, "batch_size_pow:8", "n_epochs:1", "groups:'one'")
+        trials = load_study(tmp_path).trials
+        assert [(t.params["batch_size_pow"], t.params["n_epochs"], t.params["groups"]) for t in trials] == [(8, 1, "one")] * 2
+        assert len({t.params["learning_rate"] for t in trials}) == 2
+        # the names are those of the search space
+        assert "got ['batch_size']" in run(tmp_path, *command, "batch_size:256", check=False).stderr
+
     def test_database(self, tmp_path):
         storage = ("--storage", "sqlite:///study.db", "--study-name", "tasks")
-        run(tmp_path, "train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK)
+        cheap = ("--fix", "batch_size_pow:8", "n_steps_pow:5")
+        run(tmp_path, "train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK, *cheap)
         assert len(optuna.load_study(study_name="tasks", storage=f"sqlite:///{tmp_path}/study.db").trials) == 2
 
 
