@@ -8,8 +8,9 @@ The first study (two of these at the same time, in one folder)::
         --n-startup-trials 10 --n-evaluations 4 --eval-episodes 20 --sampler tpe --pruner median --objective worst \\
         --storage study.log --study-name tasks --no-optim-plots --seed 1 --num-threads 1
 
-The second differs in ``-n 16384 --max-total-trials 80 --n-startup-trials 24 --eval-episodes 40 --study-name again --seed 2``.
-Their files are ``benchmarks/results/tuning_*_study.log``.
+The second differs in ``-n 16384 --max-total-trials 64 --n-startup-trials 16 --eval-episodes 40 --study-name again --seed 2
+--fix batch_size_pow:6 n_epochs:10``: a step costs what it costs with the entry, whose values are the study's first trial
+(``study.enqueue_trial``). Their files are ``benchmarks/results/tuning_*_study.log``.
 
 A trial is one run, and the best of many single runs was lucky: the best few are run again with other seeds. (In the first
 study that step was added when trial 30 had done badly on the seeds of the comparison; for the second it was planned.)
