@@ -36,7 +36,7 @@ benchmark: install
 benchmark-smoke: install
 	rm -rf $(SMOKE)
 	for sweep in $(SWEEPS); do $(BIN)/python benchmarks/$$sweep.py --smoke $(SMOKE) || exit 1; done
-	$(BIN)/python benchmarks/report.py --results $(SMOKE) --page $(SMOKE)/results.md
+	$(BIN)/python benchmarks/report.py --results $(SMOKE) --docs $(SMOKE)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """
-From result rows to ``docs/results.md``: fills the tables between its markers, and draws the pictures.
+From result rows to ``docs/results.md`` and ``docs/zoo.md``: fills the tables between their markers, and draws the pictures.
 
-``python benchmarks/report.py`` reads ``benchmarks/results``; ``--results FOLDER --page FILE`` read another folder and write
-another page. A marker is a line ``<!-- table: NAME -->``, with a name of :data:`TABLES`; the table goes to ``<!-- end -->``.
+``python benchmarks/report.py`` reads ``benchmarks/results``; ``--results FOLDER --docs FOLDER`` read other rows and write
+other pages. A marker is a line ``<!-- table: NAME -->``, with a name of :data:`TABLES`; the table goes to ``<!-- end -->``.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from matplotlib.axes import Axes
 from measures import Interval, aggregate_iqm, describe, iqm, iqm_interval, probability_of_improvement, with_interval
 from rich.table import Table
 
-PAGE = RESULTS.parents[1] / "docs" / "results.md"
+DOCS = RESULTS.parents[1] / "docs"
+PAGES = (DOCS / "results.md", DOCS / "zoo.md")
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ALGORITHMS = ("ppo", "grpo")
 Row = dict[str, Any]
@@ -229,9 +230,10 @@ def draw(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE, help="where the filled page is written")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the filled pages are written")
     arguments = parser.parse_args()
-    arguments.page.write_text(fill(PAGE.read_text(), arguments.results))
+    for page in PAGES:
+        (arguments.docs / page.name).write_text(fill(page.read_text(), arguments.results))
     draw(arguments.results)
 
 

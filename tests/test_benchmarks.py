@@ -176,8 +176,9 @@ class TestMeasures:
 
 
 class TestReport:
-    def test_page_says_what_the_rows_say(self) -> None:
-        assert report.fill(report.PAGE.read_text(), report.RESULTS) == report.PAGE.read_text()
+    @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.stem)
+    def test_page_says_what_the_rows_say(self, page: Path) -> None:
+        assert report.fill(page.read_text(), report.RESULTS) == page.read_text()
 
     def test_tables_become_markdown(self) -> None:
         table = Table("a", "b", title="not shown")

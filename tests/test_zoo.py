@@ -14,7 +14,9 @@ import optuna
 import pytest
 import rl_zoo3
 import torch as th
+import tuning
 import yaml
+from common import RESULTS, read_rows
 from huggingface_hub import metadata_load
 from huggingface_sb3 import EnvironmentName
 from optuna.storages import JournalStorage
@@ -414,6 +416,18 @@ class TestStudies:
         assert len(optuna.load_study(study_name="tasks", storage=f"sqlite:///{tmp_path}/study.db").trials) == 2
 
 
+def test_tuned_entry_is_the_chosen_trial_of_the_study():
+    study = tuning.load_study("cartpole_again")
+    assert len(study.trials) >= 40
+    chosen = tuning.choose(read_rows(RESULTS / "tuning_cartpole_again.jsonl"), tuning.best_trials(study, 10))
+    entry = dict(hyperparams[TASKS])
+    # as RL Zoo reads it
+    entry["policy_kwargs"] = eval(entry["policy_kwargs"], {"nn": th.nn})  # noqa: S307 (our own file)
+    entry["n_groups"] = None
+    for name, value in zoo.convert_grpo_params(study.trials[chosen].params).items():
+        assert entry[name] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), name
+
+
 CROSSED, UNKNOWN, COLUMNS = ("merge_kl:0.5", "split_kl:0.3"), ("grop_coef:0.1",), ("router_kwargs:dict(columns=(0,4))",)
 
 
@@ -452,6 +466,8 @@ class TestHyperparams:
     @pytest.mark.parametrize("env_id", [name for name in hyperparams if name.startswith("sb3_grpo/")])
     def test_entries_of_the_task_environments_fit(self, env_id):
         kwargs = {name: value for name, value in hyperparams[env_id].items() if name not in ("n_envs", "n_timesteps")}
+        # as RL Zoo reads it
+        kwargs["policy_kwargs"] = eval(kwargs.get("policy_kwargs", "{}"), {"nn": th.nn})  # noqa: S307 (our own file)
         model = GRPO(kwargs.pop("policy"), utils.gym.make(env_id), **kwargs)
         model._setup_learn(1)
         assert model.n_groups == utils.gym.make(env_id).unwrapped.get_wrapper_attr("n_tasks")
