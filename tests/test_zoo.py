@@ -262,8 +262,8 @@ def test_plain_rl_zoo(tmp_path):
     command = ("--algo", "grpo", "--conf-file", "sb3_grpo.zoo_configs", "--env", TASKS, "-n", "256", *QUICK)
     run_python(tmp_path, "-m", "rl_zoo3.train", *command)
     model = GRPO.load(tmp_path / "logs" / TASKS_AGENT)
-    # one rollout of 8 * 128
-    assert model.num_timesteps == 1024
+    # one rollout
+    assert model.num_timesteps == hyperparams[TASKS]["n_envs"] * hyperparams[TASKS]["n_steps"]
     assert model.router_kwargs == hyperparams[TASKS]["router_kwargs"]
 
 
