@@ -1,5 +1,6 @@
 """Statistics over seeds, after https://arxiv.org/abs/2108.13264: all intervals are 95 % percentile bootstrap intervals."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def iqm_interval(values: Iterable[float]) -> Interval:
     :param values: one per seed
     """
     sample = np.asarray(list(values), dtype=float)
-    if np.ptp(sample) == 0:
+    if len(sample) > 1 and np.ptp(sample) == 0:
         return float(sample[0]), float(sample[0])
     return bootstrap((sample,), lambda x, axis: stats.trim_mean(x, 0.25, axis=axis))
 
@@ -29,7 +30,10 @@ def bootstrap(samples: Sequence[np.ndarray], statistic: Callable[..., Any], pair
     :param samples: of each stratum one value per seed
     :param statistic: of as many arrays and ``axis``
     :param paired: the same seeds are drawn in all strata
+    :return: NaN where a stratum has one value only
     """
+    if min(map(len, samples)) == 1:
+        return math.nan, math.nan
     found = stats.bootstrap(
         tuple(samples), statistic, paired=paired, n_resamples=5000, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval

@@ -140,6 +140,10 @@ class TestMeasures:
         low, high = iqm_interval(self.SAMPLE)
         assert low < iqm(self.SAMPLE) < high
 
+    def test_one_seed_has_no_interval(self) -> None:
+        assert np.isnan(iqm_interval([3.0])).all()
+        assert np.isnan(probability_of_improvement([np.ones(1)], [np.ones(4)])[1]).all()
+
     def test_interval_covers_the_mean_of_normal_samples(self) -> None:
         """Of samples whose interquartile mean is 0, about 95 % of the intervals contain it, for 10 seeds a little less."""
         rng = np.random.default_rng(0)
