@@ -97,7 +97,12 @@ def set_logger(model: PPO, logs: str, root: str, seed: int) -> None:
 
 
 def run_plain(
-    env_id: str, algorithm: str, seed: int, total_timesteps: int | None = None, logs: str = str(LOGS)
+    env_id: str,
+    algorithm: str,
+    seed: int,
+    total_timesteps: int | None = None,
+    n_evaluations: int = N_EVALUATIONS,
+    logs: str = str(LOGS),
 ) -> dict[str, Any]:
     """
     :param algorithm: ``"ppo"`` or ``"grpo"``, which has the same hyper-parameters and its defaults
@@ -118,7 +123,7 @@ def run_plain(
             env_id,
             folder,
             n_timesteps=total_timesteps,
-            eval_freq=total_timesteps // N_EVALUATIONS,
+            eval_freq=total_timesteps // n_evaluations,
             n_eval_episodes=EVAL_EPISODES,
             n_eval_envs=min(n_envs, 5),
             seed=seed,
@@ -220,6 +225,8 @@ def main() -> None:
     for part in arguments.parts:
         function, make_runs = PARTS[part]
         short: dict[str, Any] = {} if part == "random" else {"total_timesteps": 2048}
+        if function is run_plain:
+            short["n_evaluations"] = 2
         if function in (run_plain, run_clip_range):
             short["logs"] = f"{arguments.smoke}/tensorboard"
         run_part(function, make_runs(arguments.seeds), f"head_to_head_{part}", arguments, **short)
