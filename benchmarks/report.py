@@ -52,6 +52,7 @@ class Plain:
         self.rows = read_rows(folder / "head_to_head_plain.jsonl")
         random = read_rows(folder / "head_to_head_random.jsonl")
         self.random = {row["run"]["env_id"]: row["result"]["return"] for row in random}
+        self.steps = {row["run"]["env_id"]: row["result"]["steps"] for row in self.rows}
         self.env_ids = [env_id for env_id in PLAIN if all(len(self.returns(env_id, name)) for name in ALGORITHMS)]
 
     def returns(self, env_id: str, algorithm: str) -> np.ndarray:
@@ -104,7 +105,7 @@ class Plain:
         for axis, env_id in zip(axes.flat, self.env_ids, strict=False):
             for name in ALGORITHMS:
                 returns = self.returns(env_id, name).T
-                steps = np.linspace(0, PLAIN[env_id], len(returns) + 1)[1:] / 1000
+                steps = np.array(self.steps[env_id]) / 1000
                 draw_interval(axis, steps, [iqm(x) for x in returns], [iqm_interval(x) for x in returns], name.upper())
             axis.axhline(self.random[env_id], color="0.6", lw=0.8, ls=":")
             axis.set(title=env_id, xlabel="environment steps (thousands)")

@@ -34,16 +34,17 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_grpo import GRPO, evaluate_groups
 from sb3_grpo.zoo import convert_grpo_params
 
-N_ENVS = 8
+ENV, N_ENVS = "sb3_grpo/TaskCartPole-v0", 8
+# columns of the observation that show the task
+COLUMNS = (4, 8)
+# the entry before the studies
+BEFORE: dict[str, Any] = dict(n_steps=128, normalize_advantage="group")
 
 
 class Tuned(NamedTuple):
     """A study, and how its best trials are judged."""
 
-    env: str
-    name: str  # of the study, and of its file
-    columns: tuple[int, int]  # that show the task
-    before: dict[str, Any]  # the entry before the study
+    name: str  # of the study, in its file
     n_best: int  # trials that are run again
     validation_seeds: range
     seeds: range  # of the comparison; nothing is chosen by them
@@ -52,20 +53,14 @@ class Tuned(NamedTuple):
 
 STUDIES = {
     "cartpole": Tuned(
-        env="sb3_grpo/TaskCartPole-v0",
         name="tasks",
-        columns=(4, 8),
-        before=dict(n_steps=128, normalize_advantage="group"),
         n_best=5,
         validation_seeds=range(500, 504),
         seeds=range(400, 410),
         parts=(16_000, 32_000),
     ),
     "cartpole_again": Tuned(
-        env="sb3_grpo/TaskCartPole-v0",
         name="again",
-        columns=(4, 8),
-        before=dict(n_steps=128, normalize_advantage="group"),
         n_best=10,
         validation_seeds=range(510, 515),
         seeds=range(410, 420),
@@ -75,9 +70,8 @@ STUDIES = {
 
 
 def load_study(study: str) -> optuna.Study:
-    tuned = STUDIES[study]
     file = RESULTS / f"tuning_{study}_study.log"
-    return optuna.load_study(study_name=tuned.name, storage=JournalStorage(JournalFileBackend(str(file))))
+    return optuna.load_study(study_name=STUDIES[study].name, storage=JournalStorage(JournalFileBackend(str(file))))
 
 
 def run(trial: int | None, seed: int, parts: list[int], study: str = "cartpole") -> dict[str, Any]:
@@ -87,16 +81,15 @@ def run(trial: int | None, seed: int, parts: list[int], study: str = "cartpole")
     :param study: a name of :data:`STUDIES`
     :return: environment steps and returns per task of each evaluation
     """
-    tuned = STUDIES[study]
-    kwargs = tuned.before if trial is None else convert_grpo_params(load_study(study).trials[trial].params)
-    groups: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=list(tuned.columns)))
-    env = make_vec_env(tuned.env, N_ENVS, seed=seed)
+    kwargs = BEFORE if trial is None else convert_grpo_params(load_study(study).trials[trial].params)
+    groups: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=list(COLUMNS)))
+    env = make_vec_env(ENV, N_ENVS, seed=seed)
     model = GRPO("MlpPolicy", env, seed=seed, device="cpu", **groups, **kwargs)
     steps: list[int] = []
     returns: list[list[float]] = []
     for part in parts:
         model.learn(part, reset_num_timesteps=not steps)
-        evaluations = evaluate_groups(model, make_vec_env(tuned.env, N_ENVS, seed=seed + 10_000), n_eval_episodes=80)
+        evaluations = evaluate_groups(model, make_vec_env(ENV, N_ENVS, seed=seed + 10_000), n_eval_episodes=80)
         steps.append(model.num_timesteps)
         returns.append([evaluation.mean for evaluation in evaluations.values()])
     return {"steps": steps, "returns": returns}
@@ -166,7 +159,7 @@ def main() -> None:
         show_entry(study, chosen)
         compared = dict.fromkeys([None, best[0], chosen])
         runs = [dict(trial=t, seed=s, parts=tuned.parts, **named) for t in compared for s in tuned.seeds]
-        Console(width=120).print(comparison_table(sweep(run, runs, path, arguments.jobs), tuned.env))
+        Console(width=120).print(comparison_table(sweep(run, runs, path, arguments.jobs), ENV))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def fail(x: int, seed: int) -> dict[str, Any]:
 
 
 class TestSweep:
-    RUNS = [dict(x=x, seed=0) for x in range(3)]  # noqa: RUF012 (nobody changes it)
+    RUNS = tuple({"x": x, "seed": 0} for x in range(3))
 
     def test_rows_are_kept_and_not_run_again(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.jsonl"
@@ -48,7 +48,7 @@ class TestSweep:
         with pytest.raises(RuntimeError, match="run 2"):
             sweep(fail, self.RUNS, path, jobs=1)
         assert [row["result"]["square"] for row in sweep(square, self.RUNS, path, jobs=1)] == [0, 1, 4]
-        assert [row["run"] for row in read_rows(path)] == self.RUNS
+        assert [row["run"] for row in read_rows(path)] == list(self.RUNS)
         assert {"seconds", "versions", "commit"} <= set(read_rows(path)[0])
 
 
