@@ -106,10 +106,22 @@ def parse_parts(description: str | None, parts: Iterable[str]) -> argparse.Names
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--parts", nargs="*", choices=list(parts), default=list(parts))
     parser.add_argument("--seeds", nargs="*", type=int, help="default: those of the tables")
+    parser.add_argument(
+        "--only", nargs="*", type=name_and_value, default=[], metavar="NAME=VALUE", help="runs with these arguments only"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="number of processes on this machine")
     parser.add_argument("--ray", action="store_true", help="run on a Ray cluster")
     parser.add_argument("--smoke", type=Path, metavar="FOLDER", help="very short runs with one seed, rows in this folder")
     return parser.parse_args()
+
+
+def name_and_value(text: str) -> tuple[str, str]:
+    """
+    :param text: ``"name=value"``
+    :raises ValueError: if it is not
+    """
+    name, value = text.split("=", 1)
+    return name, value
 
 
 def run_part(
@@ -122,8 +134,12 @@ def run_part(
     :param arguments: from :func:`parse_parts`
     :param short: arguments that make a run short enough to see whether it works
     :return: the rows
+    :raises ValueError: if ``--only`` leaves no run
     """
     folder = arguments.smoke or RESULTS
+    runs = [run for run in runs if all(str(run.get(argument)) == value for argument, value in arguments.only)]
+    if not runs:
+        raise ValueError(f"`--only` must leave some runs of {name}, got {arguments.only}")
     if arguments.smoke:
         runs = [{**run, **short} for run in runs if run["seed"] == runs[0]["seed"]]
     return sweep(function, runs, folder / f"{name}.jsonl", arguments.jobs, arguments.ray)

@@ -7,7 +7,7 @@ other pages. A marker is a line ``<!-- table: NAME -->``, with a name of :data:`
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from rich.table import Table
 DOCS = RESULTS.parents[1] / "docs"
 PAGES = (DOCS / "results.md", DOCS / "zoo.md")
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-ALGORITHMS = ("ppo", "grpo")
+ALGORITHMS, COMPARED = ("ppo", "grpo"), ("PPO", "GRPO")
 Row = dict[str, Any]
 
 
@@ -41,6 +41,14 @@ def to_markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def rows_by_seed(folder: Path, name: str) -> list[Row]:
+    """
+    :param name: of the file of rows
+    """
+    # rows are written as runs end; those that are compared in pairs must come in the same order
+    return sorted(read_rows(folder / f"{name}.jsonl"), key=lambda row: row["run"]["seed"])
+
+
 class Plain:
     """
     PPO and GRPO on problems with one task.
@@ -49,7 +57,7 @@ class Plain:
     """
 
     def __init__(self, folder: Path):
-        self.rows = read_rows(folder / "head_to_head_plain.jsonl")
+        self.rows = rows_by_seed(folder, "head_to_head_plain")
         random = read_rows(folder / "head_to_head_random.jsonl")
         self.random = {row["run"]["env_id"]: row["result"]["return"] for row in random}
         self.steps = {row["run"]["env_id"]: row["result"]["steps"] for row in self.rows}
@@ -94,6 +102,12 @@ class Plain:
             better = [probability_of_improvement(x["grpo"], x["ppo"]) for x in (ends, areas)]
             table.add_row("all, normalised", "", "0", *scores, *(with_interval(x, 2) for x in better), "")
         return table
+
+    def ends(self) -> list[list[np.ndarray]]:
+        """
+        :return: of PPO and of GRPO, a score per run, for each environment; nothing without rows
+        """
+        return [self.strata(name, over_training=False) for name in ALGORITHMS] if self.env_ids else []
 
     def runs_with_split(self, env_id: str) -> int:
         found = [row["result"]["events"] for row in self.rows if row["run"]["env_id"] == env_id and "events" in row["result"]]
@@ -144,7 +158,7 @@ def clip_range_rows(rows: list[Row], algorithm: str, clip_range: float) -> np.nd
 def clip_range_table(rows: list[Row]) -> Table:
     table = Table("clip_range", "seeds", "PPO, worst", "GRPO, worst", "PPO, mean", "GRPO, mean")
     for clip_range in CLIP_RANGES:
-        ppo, grpo = (clip_range_rows(rows, name, clip_range) for name in ("PPO", "GRPO"))
+        ppo, grpo = (clip_range_rows(rows, name, clip_range) for name in COMPARED)
         if len(ppo) and len(grpo):
             values = (ppo.min(axis=1), grpo.min(axis=1), ppo.mean(axis=1), grpo.mean(axis=1))
             table.add_row(str(clip_range), str(len(ppo)), *map(describe, values))
@@ -154,7 +168,7 @@ def clip_range_table(rows: list[Row]) -> Table:
 def draw_clip_range(rows: list[Row], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
     for axis, (title, reduce) in zip(axes, balance.REDUCTIONS.items(), strict=True):
-        for algorithm in ("PPO", "GRPO"):
+        for algorithm in COMPARED:
             found = {c: clip_range_rows(rows, algorithm, c) for c in CLIP_RANGES}
             values = {c: reduce(returns, axis=1) for c, returns in found.items() if len(returns)}
             intervals = [iqm_interval(x) for x in values.values()]
@@ -183,16 +197,63 @@ def thresholds_table(rows: list[Row]) -> Table:
     return table
 
 
+def task_returns(folder: Path, setting: str) -> list[np.ndarray]:
+    """
+    :return: of PPO and of GRPO, returns per task after training, shape ``(n_runs, n_tasks)``
+    """
+    found = balance.by_method(rows_by_seed(folder, f"balance_{setting}"), COMPARED)
+    return [np.array([row["result"]["returns"][-1] for row in rows]) for rows in found.values()]
+
+
+def comparison_lines(folder: Path) -> Iterator[tuple[str, ...]]:
+    """
+    :return: what is compared, how it was measured, PPO's figure, GRPO's figure; where there are rows
+    """
+
+    def described(samples: Iterable[Iterable[float]]) -> Iterator[str]:
+        return map(describe, samples)
+
+    drawn, scaled = (task_returns(folder, setting) for setting in ("drawn", "scaled"))
+    hidden = rows_by_seed(folder, "regrouping_recovery")
+    clip_range = rows_by_seed(folder, "head_to_head_clip_range")
+    plain = Plain(folder)
+    if drawn:
+        yield "optimisation target", "four tasks: mean of the tasks", *described(x.mean(axis=1) for x in drawn)
+        yield "optimisation target", "four tasks: worst task", *described(x.min(axis=1) for x in drawn)
+    for problem in regrouping.HIDDEN if hidden else ():
+        runs = [{"problem": problem, "algorithm": name} for name in COMPARED]
+        worst = [[row["result"]["worst"] for row in hidden if run.items() <= row["run"].items()] for run in runs]
+        yield "conflicts", f"hidden types, {problem}: worst task", *described(worst)
+    if clip_range:
+        found = [[clip_range_rows(clip_range, name, value) for value in CLIP_RANGES] for name in COMPARED]
+        worst = [[iqm(returns.min(axis=1)) for returns in given if len(returns)] for given in found]
+        solved = [f"{sum(value >= balance.SOLVED for value in values)} of {len(values)}" for values in worst]
+        yield "stability", f"clip ranges whose worst task reaches {balance.SOLVED}", *solved
+    if scaled:
+        yield "stability", "rewards scaled by 1, 1, 10, 0.1: worst task", *described(x.min(axis=1) for x in scaled)
+    for what, samples in (("several tasks", [[x.min(axis=1)] for x in drawn]), ("one task", plain.ends())):
+        if samples:
+            better = probability_of_improvement(samples[1], samples[0])
+            yield "suitable problems", f"{what}: probability that a run beats PPO's", "0.50", with_interval(better, 2)
+
+
+def comparison_table(folder: Path) -> Table:
+    table = Table("", "measured", *COMPARED)
+    for line in comparison_lines(folder):
+        table.add_row(*line)
+    return table
+
+
 def of_rows(name: str, table: Callable[..., Table], *arguments: Any) -> Callable[[Path], Table]:
     """
     :param name: of the file of rows
     :param table: makes a table from the rows and these arguments
     """
-    # rows are written as runs end; those that are compared in pairs must come in the same order
-    return lambda folder: table(sorted(read_rows(folder / f"{name}.jsonl"), key=lambda row: row["run"]["seed"]), *arguments)
+    return lambda folder: table(rows_by_seed(folder, name), *arguments)
 
 
 TABLES: dict[str, Callable[[Path], Table]] = {
+    "comparison": comparison_table,
     "plain": lambda folder: Plain(folder).table(),
     **{setting: of_rows(f"balance_{setting}", balance.results_table) for setting in balance.SETTINGS},
     **{f"lambda {s}": of_rows("balance_ablation", balance.ablation_table, s) for s in ("drawn", "rare")},
@@ -223,7 +284,7 @@ def draw(folder: Path) -> None:
     if plain.env_ids:
         plain.draw_curves(folder / "head_to_head_plain.png")
         plain.draw_profile(folder / "head_to_head_profile.png")
-    clip_range = read_rows(folder / "head_to_head_clip_range.jsonl")
+    clip_range = rows_by_seed(folder, "head_to_head_clip_range")
     if clip_range:
         draw_clip_range(clip_range, folder / "head_to_head_clip_range.png")
 

@@ -16,7 +16,7 @@ import pytest
 import report
 import torch as th
 from balance import head_per_task
-from common import read_rows, sweep
+from common import parse_parts, read_rows, run_part, sweep
 from head_to_head import LAYOUT, run_plain
 from measures import aggregate_iqm, iqm, iqm_interval, probability_of_improvement, ratio_of_iqms
 from rich.table import Table
@@ -50,6 +50,21 @@ class TestSweep:
         assert [row["result"]["square"] for row in sweep(square, self.RUNS, path, jobs=1)] == [0, 1, 4]
         assert [row["run"] for row in read_rows(path)] == list(self.RUNS)
         assert {"seconds", "versions", "commit"} <= set(read_rows(path)[0])
+
+    def test_part_of_the_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        runs = [{"x": x, "seed": seed} for x in (1, 2) for seed in (0, 1)]
+
+        def run(*only: str) -> list[dict[str, Any]]:
+            monkeypatch.setattr(sys, "argv", ["sweep.py", "--smoke", str(tmp_path), "--jobs", "1", "--only", *only])
+            return [row["run"] for row in run_part(square, runs, "rows", parse_parts(None, ["rows"]))]
+
+        assert run("x=2", "seed=1") == [{"x": 2, "seed": 1}]
+        # a smoke run is one of the first seed
+        assert run() == [{"x": 1, "seed": 0}, {"x": 2, "seed": 0}]
+        with pytest.raises(ValueError, match=r"`--only` must leave some runs of rows, got .*3"):
+            run("x=3")
+        with pytest.raises(SystemExit):
+            run("x")
 
 
 @pytest.fixture
@@ -205,6 +220,31 @@ class TestReport:
         assert filled.startswith("before\n<!-- table: thresholds -->\n")
         assert filled.endswith("<!-- end -->\nafter\n")
         assert report.fill(filled, tmp_path) == filled
+
+    def test_comparison(self, tmp_path: Path) -> None:
+        """A line for each figure that has rows, by hand."""
+
+        def write(name: str, rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+            lines = [json.dumps({"run": {**run, "seed": 0}, "result": result}) for run, result in rows]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+
+        assert list(report.comparison_lines(tmp_path)) == []
+        returns = {"PPO": [[9, 9], [1, 3]], "GRPO": [[9, 9], [500, 400]]}
+        write("balance_drawn", [({"method": name}, {"returns": given}) for name, given in returns.items()])
+        ranges = {("PPO", 0.1): 400, ("PPO", 0.2): 399, ("GRPO", 0.1): 500, ("GRPO", 0.2): 450}
+        write(
+            "head_to_head_clip_range",
+            [({"algorithm": a, "clip_range": c}, {"returns": [worst, 500]}) for (a, c), worst in ranges.items()],
+        )
+        lines = {(line, measured): figures for line, measured, *figures in report.comparison_lines(tmp_path)}
+        assert [figures for (line, _), figures in lines.items() if line == "optimisation target"] == [
+            ["2 [nan, nan]", "450 [nan, nan]"],
+            ["1 [nan, nan]", "400 [nan, nan]"],
+        ]
+        assert [figures for (line, _), figures in lines.items() if line == "stability"] == [["1 of 2", "2 of 2"]]
+        assert [figures for (line, _), figures in lines.items() if line == "suitable problems"] == [
+            ["0.50", "1.00 [nan, nan]"]
+        ]
 
     def test_unknown_table(self) -> None:
         with pytest.raises(KeyError, match="nothing"):
