@@ -192,7 +192,7 @@ LEVERS: dict[str, tuple[type[GRPO], bool, bool]] = {
     "loss and data": (GRPO, True, True),
 }
 # the settings in which a method says something: tasks are sampled where environments draw them, rewards normalised where
-# they differ in scale; with all methods "lander_scaled" would take many hours
+# they differ in scale; LunarLander takes too long for what did nothing elsewhere
 DRAWN = ("drawn", "drawn_large", "scaled", "lander")
 COMPLETE = ("drawn", "scaled", "lander", "rare")
 METHODS: dict[str, tuple[str, ...]] = {
@@ -202,7 +202,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "PPO, rewards normalised": ("scaled", "lander_scaled"),
     "GRPO": tuple(SETTINGS),
     "GRPO, no balance": COMPLETE,
-    "GRPO, task sampling": DRAWN,
+    "GRPO, task sampling": ("drawn", "scaled"),
 }
 
 

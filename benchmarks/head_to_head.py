@@ -39,7 +39,7 @@ PLAIN = {
     "Acrobot-v1": 200_000,
     "MountainCarContinuous-v0": 20_000,
     "Pendulum-v1": 100_000,
-    "LunarLander-v3": 1_000_000,
+    "LunarLander-v3": 750_000,
     "BipedalWalker-v3": 500_000,
     "HalfCheetah-v5": 300_000,
     "Hopper-v5": 300_000,

@@ -7,6 +7,7 @@ other pages. A marker is a line ``<!-- table: NAME -->``, with a name of :data:`
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,16 @@ import tuning
 from common import RESULTS, read_rows
 from head_to_head import CLIP_RANGES, PLAIN, THRESHOLDS
 from matplotlib.axes import Axes
-from measures import Interval, aggregate_iqm, describe, iqm, iqm_interval, probability_of_improvement, with_interval
+from measures import (
+    Interval,
+    aggregate_iqm,
+    describe,
+    iqm,
+    iqm_interval,
+    probability_of_improvement,
+    ratio_of_iqms,
+    with_interval,
+)
 from rich.table import Table
 
 DOCS = RESULTS.parents[1] / "docs"
@@ -57,11 +67,14 @@ class Plain:
     """
 
     def __init__(self, folder: Path):
-        self.rows = rows_by_seed(folder, "head_to_head_plain")
+        rows = rows_by_seed(folder, "head_to_head_plain")
+        n_rows = Counter((row["run"]["env_id"], row["run"]["seed"]) for row in rows)
+        # of a sweep that was cut: the seeds that both algorithms have
+        self.rows = [row for row in rows if n_rows[row["run"]["env_id"], row["run"]["seed"]] == len(ALGORITHMS)]
         random = read_rows(folder / "head_to_head_random.jsonl")
         self.random = {row["run"]["env_id"]: row["result"]["return"] for row in random}
         self.steps = {row["run"]["env_id"]: row["result"]["steps"] for row in self.rows}
-        self.env_ids = [env_id for env_id in PLAIN if all(len(self.returns(env_id, name)) for name in ALGORITHMS)]
+        self.env_ids = [env_id for env_id in PLAIN if env_id in self.steps]
 
     def returns(self, env_id: str, algorithm: str) -> np.ndarray:
         """
@@ -87,20 +100,23 @@ class Plain:
 
     def table(self) -> Table:
         columns = ("environment", "seeds", "random", "PPO, end", "GRPO, end", "PPO, training", "GRPO, training")
-        probability = ("P(GRPO better), end", "P(GRPO better), training", "runs with a split")
-        table = Table(*columns, *probability)
+        compared = tuple(f"{name}, {when}" for name in ("ratio", "P(GRPO better)") for when in ("end", "training"))
+        table = Table(*columns, *compared, "runs with a split")
         ends, areas = ({name: self.strata(name, area) for name in ALGORITHMS} for area in (False, True))
         for index, env_id in enumerate(self.env_ids):
             ppo, grpo = (self.returns(env_id, name) for name in ALGORITHMS)
             values = [describe(x) for x in (ppo[:, -1], grpo[:, -1], ppo.mean(axis=1), grpo.mean(axis=1))]
-            better = [probability_of_improvement([x["grpo"][index]], [x["ppo"][index]]) for x in (ends, areas)]
-            seeds = str(len(ppo)) if len(ppo) == len(grpo) else f"{len(ppo)} and {len(grpo)}"
+            pairs = [(x["grpo"][index], x["ppo"][index]) for x in (ends, areas)]
+            found = [ratio_of_iqms(x, y, zero=0) for x, y in pairs]
+            found += [probability_of_improvement([x], [y]) for x, y in pairs]
             splits = str(self.runs_with_split(env_id))
-            table.add_row(env_id, seeds, f"{self.random[env_id]:.0f}", *values, *(with_interval(x, 2) for x in better), splits)
+            table.add_row(
+                env_id, str(len(ppo)), f"{self.random[env_id]:.0f}", *values, *(with_interval(x, 2) for x in found), splits
+            )
         if self.env_ids:
             scores = [with_interval(aggregate_iqm(x[name]), 2) for x in (ends, areas) for name in ALGORITHMS]
             better = [probability_of_improvement(x["grpo"], x["ppo"]) for x in (ends, areas)]
-            table.add_row("all, normalised", "", "0", *scores, *(with_interval(x, 2) for x in better), "")
+            table.add_row("all, normalised", "", "0", *scores, "", "", *(with_interval(x, 2) for x in better), "")
         return table
 
     def ends(self) -> list[list[np.ndarray]]:
@@ -183,18 +199,52 @@ def draw_clip_range(rows: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
+def by_thresholds(rows: list[Row]) -> dict[tuple[float, float], list[dict[str, Any]]]:
+    """
+    :return: results of the runs by ``merge_kl`` and ``split_kl``, where there are some
+    """
+    found = {
+        (m, s): [row["result"] for row in rows if (row["run"]["merge_kl"], row["run"]["split_kl"]) == (m, s)]
+        for m, s in THRESHOLDS
+    }
+    return {thresholds: results for thresholds, results in found.items() if results}
+
+
+def n_groups(result: dict[str, Any]) -> int:
+    return len(set(result["cell_to_group"]))
+
+
 def thresholds_table(rows: list[Row]) -> Table:
     table = Table("merge_kl", "split_kl", "seeds", "exactly the types", "groups", "worst task", "mean")
-    for merge_kl, split_kl in THRESHOLDS:
-        wanted = {"merge_kl": merge_kl, "split_kl": split_kl}
-        own = [row["result"] for row in rows if wanted.items() <= row["run"].items()]
-        if own:
-            exact = f"{sum(result['ari'] == 1 for result in own)} of {len(own)}"
-            groups = sorted(len(set(result["cell_to_group"])) for result in own)
-            spread = str(groups[0]) if groups[0] == groups[-1] else f"{groups[0]} to {groups[-1]}"
-            values = (describe(result[name] for result in own) for name in ("worst", "mean"))
-            table.add_row(str(merge_kl), str(split_kl), str(len(own)), exact, spread, *values)
+    for (merge_kl, split_kl), own in by_thresholds(rows).items():
+        exact = f"{sum(result['ari'] == 1 for result in own)} of {len(own)}"
+        groups = sorted(map(n_groups, own))
+        spread = str(groups[0]) if groups[0] == groups[-1] else f"{groups[0]} to {groups[-1]}"
+        values = (describe(result[name] for result in own) for name in ("worst", "mean"))
+        table.add_row(str(merge_kl), str(split_kl), str(len(own)), exact, spread, *values)
     return table
+
+
+def draw_thresholds(rows: list[Row], path: Path) -> None:
+    """How many groups there are after training, one point per seed, and what tasks return, over the thresholds."""
+    found = by_thresholds(rows)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for place, results in enumerate(found.values()):
+        spread = np.linspace(-0.2, 0.2, len(results))
+        left.plot(place + spread, [n_groups(result) for result in results], "o", ms=4, color="C0")
+    left.axhline(len(set(regrouping.PROBLEMS[regrouping.HIDDEN[0]]["types"])), color="0.6", lw=0.8, ls=":")
+    left.set(title="groups after training (dotted: types)", ylim=(0, None))
+    for name in ("worst", "mean"):
+        values = [[result[name] for result in results] for results in found.values()]
+        draw_interval(right, range(len(found)), list(map(iqm, values)), list(map(iqm_interval, values)), name)
+    right.set(title="return of 500 of worst task and mean of the tasks")
+    right.legend()
+    for axis in (left, right):
+        axis.set_xticks(range(len(found)), [f"{merge_kl}\n{split_kl}" for merge_kl, split_kl in found])
+        axis.set_xlabel("merge_kl and split_kl")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def task_returns(folder: Path, setting: str) -> list[np.ndarray]:

@@ -246,6 +246,27 @@ class TestReport:
             ["0.50", "1.00 [nan, nan]"]
         ]
 
+    def test_one_task(self, tmp_path: Path) -> None:
+        """Ratio and probability by hand; a seed that one algorithm lacks is left out."""
+        returns = {("ppo", 0): 20, ("ppo", 1): 30, ("ppo", 2): 99, ("grpo", 0): 30, ("grpo", 1): 40}
+        rows = [
+            {
+                "run": {"env_id": "Pendulum-v1", "algorithm": algorithm, "seed": seed},
+                "result": {"steps": [1, 2], "returns": [10, end], **({"events": []} if algorithm == "grpo" else {})},
+            }
+            for (algorithm, seed), end in returns.items()
+        ]
+        (tmp_path / "head_to_head_plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        random = {"run": {"env_id": "Pendulum-v1", "seed": 0}, "result": {"return": 10}}
+        (tmp_path / "head_to_head_random.jsonl").write_text(json.dumps(random))
+        table = report.Plain(tmp_path).table()
+        cells = {str(column.header): str(next(iter(column.cells))) for column in table.columns}
+        assert cells["seeds"] == "2"
+        assert cells["PPO, end"].startswith("25 [")
+        # (30 + 40 - 2 * 10) / (20 + 30 - 2 * 10), and of four pairs one is equal
+        assert cells["ratio, end"].startswith("1.67 [")
+        assert cells["P(GRPO better), end"].startswith("0.88 [")
+
     def test_unknown_table(self) -> None:
         with pytest.raises(KeyError, match="nothing"):
             report.fill("<!-- table: nothing -->\n<!-- end -->\n", report.RESULTS)
