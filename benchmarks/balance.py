@@ -346,8 +346,13 @@ def results_table(rows: list[dict[str, Any]], title: str = "") -> Table:
     return table
 
 
-def plot_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Worst task and mean of the tasks over steps: interquartile mean and its 95 % interval."""
+def plot_curves(rows: list[dict[str, Any]], title: str, limits: tuple[float, float], path: Path) -> None:
+    """
+    Worst task and mean of the tasks over steps: interquartile mean and its 95 % interval.
+
+    :param title: of the vertical axes
+    :param limits: of the vertical axes; single early runs can be far below
+    """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True, layout="constrained")
     for axis, (name, reduce) in zip(axes, REDUCTIONS.items(), strict=True):
         for method, own in by_method(rows, METHODS).items():
@@ -356,7 +361,7 @@ def plot_curves(rows: list[dict[str, Any]], title: str, path: Path) -> None:
             line = axis.plot(steps, [iqm(column) for column in columns], label=method)[0]
             low, high = np.array([iqm_interval(column) for column in columns]).T
             axis.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
-        axis.set(title=name, xlabel="environment steps (thousands)")
+        axis.set(title=name, xlabel="environment steps (thousands)", ylim=limits)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(title)
     axes[0].legend(fontsize=8)
@@ -416,8 +421,8 @@ def main() -> None:
             plot_ablation(rows, folder / "balance_ablation.png")
         else:
             Console(width=150).print(results_table(rows, part))
-            unit = "return" if is_lander(part) else "return of 500"
-            plot_curves(rows, f"{part}: {unit}", folder / f"balance_{part}.png")
+            unit, limits = ("return", (-300, 250)) if is_lander(part) else ("return of 500", (-20, 520))
+            plot_curves(rows, f"{part}: {unit}", limits, folder / f"balance_{part}.png")
 
 
 if __name__ == "__main__":
