@@ -371,13 +371,13 @@ def plot_curves(rows: list[dict[str, Any]], title: str, limits: tuple[float, flo
 
 def ablation_values(rows: list[dict[str, Any]], setting: str) -> dict[str, dict[float, np.ndarray]]:
     """
-    :return: by lever and lambda the worst task's return, mean over training, of each run
+    :return: by lever and lambda the worst task's return, mean over training, of each run; empty where there is none
     """
     found = by_method([row for row in rows if row["run"]["setting"] == setting], LEVERS)
 
     def values(lever: str, coef: float) -> np.ndarray:
-        own = [row for row in found[lever] if row["run"]["group_coef"] == coef]
-        return curves(own, np.min).mean(axis=1)
+        own = [row for row in found.get(lever, []) if row["run"]["group_coef"] == coef]
+        return curves(own, np.min).mean(axis=1) if own else np.array([])
 
     # without lambda the levers on the model are the same, and so are those with the data
     return {
@@ -389,7 +389,7 @@ def ablation_values(rows: list[dict[str, Any]], setting: str) -> dict[str, dict[
 def ablation_table(rows: list[dict[str, Any]], setting: str) -> Table:
     table = Table("lever", *(f"lambda {coef}" for coef in (0, *LAMBDAS)), title=f"{setting}: worst task over training")
     for lever, runs in ablation_values(rows, setting).items():
-        table.add_row(lever, *(describe(values) for values in runs.values()))
+        table.add_row(lever, *(describe(values) if len(values) else "" for values in runs.values()))
     return table
 
 
@@ -398,10 +398,17 @@ def plot_ablation(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     for axis, setting in zip(axes, ("drawn", "rare"), strict=True):
         for offset, (lever, runs) in enumerate(ablation_values(rows, setting).items()):
-            values = list(runs.values())
+            places, values = zip(*((place, x) for place, x in enumerate(runs.values()) if len(x)), strict=True)
             middle, (low, high) = np.array([iqm(x) for x in values]), np.array([iqm_interval(x) for x in values]).T
-            places = np.arange(len(runs)) + 0.08 * (offset - 2)
-            axis.errorbar(places, middle, (middle - low, high - middle), label=lever, marker="o", ms=3, capsize=2)
+            axis.errorbar(
+                np.array(places) + 0.08 * (offset - 2),
+                middle,
+                (middle - low, high - middle),
+                label=lever,
+                marker="o",
+                ms=3,
+                capsize=2,
+            )
         axis.set(title=f"{setting}: worst task, mean over training", xlabel="lambda")
         axis.set_xticks(range(1 + len(LAMBDAS)), [str(coef) for coef in (0, *LAMBDAS)])
         axis.grid(alpha=0.3)

@@ -111,7 +111,7 @@ def parse_parts(description: str | None, parts: Iterable[str]) -> argparse.Names
     )
     parser.add_argument("--jobs", type=int, default=2, help="number of processes on this machine")
     parser.add_argument("--ray", action="store_true", help="run on a Ray cluster")
-    parser.add_argument("--smoke", type=Path, metavar="FOLDER", help="very short runs with one seed, rows in this folder")
+    parser.add_argument("--smoke", type=Path, metavar="FOLDER", help="very short runs, one of each kind, rows in this folder")
     return parser.parse_args()
 
 
@@ -122,6 +122,18 @@ def name_and_value(text: str) -> tuple[str, str]:
     """
     name, value = text.split("=", 1)
     return name, value
+
+
+def one_of_each_kind(runs: list[Run]) -> list[Run]:
+    """
+    :param runs: arguments of runs; among them ``seed``
+    :return: the runs of the first seed, with one value only of the real numbers that are varied
+    """
+    kinds: dict[str, Run] = {}
+    for run in runs:
+        if run["seed"] == runs[0]["seed"]:
+            kinds.setdefault(str([value for value in run.values() if not isinstance(value, float)]), run)
+    return list(kinds.values())
 
 
 def run_part(
@@ -141,5 +153,5 @@ def run_part(
     if not runs:
         raise ValueError(f"`--only` must leave some runs of {name}, got {arguments.only}")
     if arguments.smoke:
-        runs = [{**run, **short} for run in runs if run["seed"] == runs[0]["seed"]]
+        runs = [{**run, **short} for run in one_of_each_kind(runs)]
     return sweep(function, runs, folder / f"{name}.jsonl", arguments.jobs, arguments.ray)

@@ -25,7 +25,7 @@ from tensorboard import program  # type: ignore[import-untyped]  # tensorboard h
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]  # the same
 
 
-def square(x: int, seed: int) -> dict[str, Any]:
+def square(x: int, seed: int, coef: float = 1.0) -> dict[str, Any]:
     return {"square": x * x}
 
 
@@ -52,15 +52,17 @@ class TestSweep:
         assert {"seconds", "versions", "commit"} <= set(read_rows(path)[0])
 
     def test_part_of_the_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        runs = [{"x": x, "seed": seed} for x in (1, 2) for seed in (0, 1)]
+        runs: list[dict[str, Any]] = [{"x": x, "seed": seed} for x in (1, 2) for seed in (0, 1)]
 
         def run(*only: str) -> list[dict[str, Any]]:
             monkeypatch.setattr(sys, "argv", ["sweep.py", "--smoke", str(tmp_path), "--jobs", "1", "--only", *only])
             return [row["run"] for row in run_part(square, runs, "rows", parse_parts(None, ["rows"]))]
 
         assert run("x=2", "seed=1") == [{"x": 2, "seed": 1}]
-        # a smoke run is one of the first seed
+        # a smoke run is one of the first seed, and of each kind
         assert run() == [{"x": 1, "seed": 0}, {"x": 2, "seed": 0}]
+        runs = [{**given, "coef": coef} for given in runs for coef in (0.5, 0.0)]
+        assert run() == [{"x": 1, "seed": 0, "coef": 0.5}, {"x": 2, "seed": 0, "coef": 0.5}]
         with pytest.raises(ValueError, match=r"`--only` must leave some runs of rows, got .*3"):
             run("x=3")
         with pytest.raises(SystemExit):
