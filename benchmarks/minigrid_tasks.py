@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
-import minigrid  # noqa: F401 (registers the environments)
 import numpy as np
 import torch as th
 from common import parse_parts, run_part
@@ -80,7 +79,8 @@ class ViewExtractor(BaseFeaturesExtractor):
 
 def make_env(names: list[str], seed: int) -> VecEnv:
     def make(task: int) -> gym.Env[dict[str, Any], int]:
-        return Monitor(TaskView(gym.make(names[task]), task, len(names)))
+        # a process of a sweep has imported nothing: Gymnasium imports what registers the environment
+        return Monitor(TaskView(gym.make(f"minigrid:{names[task]}"), task, len(names)))
 
     env = DummyVecEnv([partial(make, task) for task in range(len(names)) for _ in range(ENVS_PER_TASK)])
     env.seed(seed)
