@@ -334,9 +334,10 @@ def draw(folder: Path) -> None:
     if plain.env_ids:
         plain.draw_curves(folder / "head_to_head_plain.png")
         plain.draw_profile(folder / "head_to_head_profile.png")
-    clip_range = rows_by_seed(folder, "head_to_head_clip_range")
-    if clip_range:
-        draw_clip_range(clip_range, folder / "head_to_head_clip_range.png")
+    for name, draw_rows in (("clip_range", draw_clip_range), ("thresholds", draw_thresholds)):
+        rows = rows_by_seed(folder, f"head_to_head_{name}")
+        if rows:
+            draw_rows(rows, folder / f"head_to_head_{name}.png")
 
 
 def main() -> None:
