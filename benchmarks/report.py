@@ -121,9 +121,10 @@ class Plain:
 
     def ends(self) -> list[list[np.ndarray]]:
         """
-        :return: of PPO and of GRPO, a score per run, for each environment; nothing without rows
+        :return: of PPO and of GRPO, a score per run, for each environment; nothing before all environments have rows
         """
-        return [self.strata(name, over_training=False) for name in ALGORITHMS] if self.env_ids else []
+        complete = len(self.env_ids) == len(PLAIN)
+        return [self.strata(name, over_training=False) for name in ALGORITHMS] if complete else []
 
     def runs_with_split(self, env_id: str) -> int:
         found = [row["result"]["events"] for row in self.rows if row["run"]["env_id"] == env_id and "events" in row["result"]]
