@@ -250,10 +250,11 @@ def draw_thresholds(rows: list[Row], path: Path) -> None:
 
 def task_returns(folder: Path, setting: str) -> list[np.ndarray]:
     """
-    :return: of PPO and of GRPO, returns per task after training, shape ``(n_runs, n_tasks)``
+    :return: of PPO and of GRPO, returns per task after training, shape ``(n_runs, n_tasks)``; nothing before both have rows
     """
     found = balance.by_method(rows_by_seed(folder, f"balance_{setting}"), COMPARED)
-    return [np.array([row["result"]["returns"][-1] for row in rows]) for rows in found.values()]
+    returns = [np.array([row["result"]["returns"][-1] for row in rows]) for rows in found.values()]
+    return returns if len(returns) == len(COMPARED) else []
 
 
 def comparison_lines(folder: Path) -> Iterator[tuple[str, ...]]:
@@ -264,13 +265,16 @@ def comparison_lines(folder: Path) -> Iterator[tuple[str, ...]]:
     def described(samples: Iterable[Iterable[float]]) -> Iterator[str]:
         return map(describe, samples)
 
-    drawn, scaled = (task_returns(folder, setting) for setting in ("drawn", "scaled"))
+    drawn, scaled, lander = (task_returns(folder, setting) for setting in ("drawn", "scaled", "lander"))
     hidden = rows_by_seed(folder, "regrouping_recovery")
     clip_range = rows_by_seed(folder, "head_to_head_clip_range")
     plain = Plain(folder)
     if drawn:
-        yield "optimisation target", "four tasks: mean of the tasks", *described(x.mean(axis=1) for x in drawn)
-        yield "optimisation target", "four tasks: worst task", *described(x.min(axis=1) for x in drawn)
+        yield "optimisation target", "four CartPole tasks: mean of the tasks", *described(x.mean(axis=1) for x in drawn)
+        yield "optimisation target", "four CartPole tasks: worst task", *described(x.min(axis=1) for x in drawn)
+    if lander:
+        yield "optimisation target", "LunarLander's contexts: mean", *described(x.mean(axis=1) for x in lander)
+        yield "optimisation target", "LunarLander's contexts: worst", *described(x.min(axis=1) for x in lander)
     for problem in regrouping.HIDDEN if hidden else ():
         runs = [{"problem": problem, "algorithm": name} for name in COMPARED]
         worst = [[row["result"]["worst"] for row in hidden if run.items() <= row["run"].items()] for run in runs]
@@ -282,7 +286,9 @@ def comparison_lines(folder: Path) -> Iterator[tuple[str, ...]]:
         yield "stability", f"clip ranges whose worst task reaches {balance.SOLVED}", *solved
     if scaled:
         yield "stability", "rewards scaled by 1, 1, 10, 0.1: worst task", *described(x.min(axis=1) for x in scaled)
-    for what, samples in (("several tasks", [[x.min(axis=1)] for x in drawn]), ("one task", plain.ends())):
+    in_tasks = {"four CartPole tasks": drawn, "LunarLander's contexts": lander}
+    compared = {f"{what}, worst": [[x.min(axis=1)] for x in returns] for what, returns in in_tasks.items()}
+    for what, samples in {**compared, "one task": plain.ends()}.items():
         if samples:
             better = probability_of_improvement(samples[1], samples[0])
             yield "suitable problems", f"{what}: probability that a run beats PPO's", "0.50", with_interval(better, 2)
