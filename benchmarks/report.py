@@ -75,6 +75,7 @@ class Plain:
         self.random = {row["run"]["env_id"]: row["result"]["return"] for row in random}
         self.steps = {row["run"]["env_id"]: row["result"]["steps"] for row in self.rows}
         self.env_ids = [env_id for env_id in PLAIN if env_id in self.steps]
+        self.complete = len(self.env_ids) == len(PLAIN)
 
     def returns(self, env_id: str, algorithm: str) -> np.ndarray:
         """
@@ -113,7 +114,7 @@ class Plain:
             table.add_row(
                 env_id, str(len(ppo)), f"{self.random[env_id]:.0f}", *values, *(with_interval(x, 2) for x in found), splits
             )
-        if self.env_ids:
+        if self.complete:
             scores = [with_interval(aggregate_iqm(x[name]), 2) for x in (ends, areas) for name in ALGORITHMS]
             better = [probability_of_improvement(x["grpo"], x["ppo"]) for x in (ends, areas)]
             table.add_row("all, normalised", "", "0", *scores, "", "", *(with_interval(x, 2) for x in better), "")
@@ -123,8 +124,7 @@ class Plain:
         """
         :return: of PPO and of GRPO, a score per run, for each environment; nothing before all environments have rows
         """
-        complete = len(self.env_ids) == len(PLAIN)
-        return [self.strata(name, over_training=False) for name in ALGORITHMS] if complete else []
+        return [self.strata(name, over_training=False) for name in ALGORITHMS] if self.complete else []
 
     def runs_with_split(self, env_id: str) -> int:
         found = [row["result"]["events"] for row in self.rows if row["run"]["env_id"] == env_id and "events" in row["result"]]
@@ -338,7 +338,7 @@ def fill(page: str, folder: Path) -> str:
 def draw(folder: Path) -> None:
     """The pictures that no other script draws."""
     plain = Plain(folder)
-    if plain.env_ids:
+    if plain.complete:
         plain.draw_curves(folder / "head_to_head_plain.png")
         plain.draw_profile(folder / "head_to_head_profile.png")
     for name, draw_rows in (("clip_range", draw_clip_range), ("thresholds", draw_thresholds)):
