@@ -5,6 +5,11 @@ multi-head PPO and mixtures of experts have published figures?
 ``python benchmarks/minigrid_tasks.py`` runs what is missing and prints the table. 400,000 steps per task, the 7x7x3 view as
 it is, a small network (convolutions of 16, 32 and 64 channels, one hidden layer of 128) for the actor and one for the
 critic, and MOORE's hyper-parameters. A score is the return divided by the return that can be achieved.
+
+- PPO: as it is, the task beside the features
+- multi-head PPO: the published baseline's network, which has a hidden layer and a head per task
+- heads: GRPO's, linear on a hidden layer that all tasks share; no balance, and they stay as they are
+- GRPO: these, with its defaults for balance, merging and splitting
 """
 
 from functools import partial
@@ -13,6 +18,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from balance import REDUCTIONS, by_method
 from common import parse_parts, run_part
 from gymnasium import spaces
 from measures import describe
@@ -32,6 +38,7 @@ TASKS = {"MiniGrid-LavaGapS7-v0": 0.9633, "MiniGrid-RedBlueDoors-6x6-v0": 0.99, 
 SUITES: dict[str, list[str]] = {"mt3": list(TASKS)}
 ENVS_PER_TASK, STEPS_PER_ROLLOUT = 4, 2000  # the second per task
 EVAL_EPISODES = 16  # per task
+HIDDEN = 128
 
 
 class TaskView(gym.Wrapper[dict[str, Any], int, Any, int]):
@@ -69,12 +76,26 @@ class ViewExtractor(BaseFeaturesExtractor):
         task = observation_space.spaces.get("task")
         n_tasks = int(task.n) if isinstance(task, spaces.Discrete) else 0
         super().__init__(observation_space, 64 * 4 * 4 + n_tasks)
+        self.n_tasks = n_tasks
         layers = (nn.Conv2d(3, 16, 2), nn.ReLU(), nn.Conv2d(16, 32, 2), nn.ReLU(), nn.Conv2d(32, 64, 2), nn.Tanh())
         self.cnn = nn.Sequential(*layers, nn.Flatten())
 
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         features = self.cnn(observations["view"])
         return th.cat([features, observations["task"].flatten(1)], dim=1) if "task" in observations else features
+
+
+class HiddenPerTask(ViewExtractor):
+    """The same and a hidden layer for each task: features of all tasks, those of the others are 0."""
+
+    def __init__(self, observation_space: spaces.Dict):
+        super().__init__(observation_space)
+        self.hidden = nn.Linear(self.features_dim - self.n_tasks, self.n_tasks * HIDDEN)
+        self._features_dim = self.n_tasks * HIDDEN
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        hidden = th.tanh(self.hidden(self.cnn(observations["view"]))).unflatten(1, (self.n_tasks, HIDDEN))
+        return (hidden * observations["task"].flatten(1).unsqueeze(-1)).flatten(1)
 
 
 def make_env(names: list[str], seed: int) -> VecEnv:
@@ -99,13 +120,11 @@ def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_eva
         n_epochs=8,
         learning_rate=1e-3,
         ent_coef=0.01,
-        policy_kwargs=dict(
-            features_extractor_class=ViewExtractor, share_features_extractor=False, net_arch=[128], normalize_images=False
-        ),
+        **METHODS[method],
     )
     algorithm = PPO if method == "PPO" else GRPO
     env = make_env(names, seed)
-    model = algorithm("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs, **METHODS[method])
+    model = algorithm("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs)
     eval_env = make_env(names, seed + 10_000)
     steps: list[int] = []
     scores: list[list[float]] = []
@@ -120,14 +139,21 @@ def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_eva
     return result
 
 
+NETWORK: dict[str, Any] = dict(
+    features_extractor_class=ViewExtractor, share_features_extractor=False, net_arch=[HIDDEN], normalize_images=False
+)
 HEADS: dict[str, Any] = dict(
     router="discrete", router_kwargs=dict(key="task", hide=True), normalize_advantage="group", compile=True
 )
+FIXED: dict[str, Any] = dict(group_coef=0.0, merge_kl=None, split_kl=None)
 METHODS: dict[str, dict[str, Any]] = {
-    "PPO": {},
-    # the published baseline: a head per task, no balance, heads that stay as they are
-    "multi-head PPO": dict(**HEADS, group_coef=0.0, merge_kl=None, split_kl=None),
-    "GRPO": HEADS,
+    "PPO": dict(policy_kwargs=NETWORK),
+    "multi-head PPO": dict(
+        **{**HEADS, **FIXED, "router_kwargs": dict(key="task")},
+        policy_kwargs={**NETWORK, "features_extractor_class": HiddenPerTask, "net_arch": []},
+    ),
+    "heads": dict(**HEADS, **FIXED, policy_kwargs=NETWORK),
+    "GRPO": dict(**HEADS, policy_kwargs=NETWORK),
 }
 
 
@@ -137,12 +163,13 @@ def make_runs(seeds: list[int]) -> list[dict[str, Any]]:
 
 def scores_table(rows: list[dict[str, Any]], suite: str) -> Table:
     columns = (name.removeprefix("MiniGrid-").removesuffix("-v0") for name in SUITES[suite])
-    table = Table("method", "seeds", "mean of the tasks", "worst task", *columns, title=suite)
-    for method in METHODS:
-        scores = np.array([row["result"]["scores"][-1] for row in rows if row["run"]["method"] == method])
-        if len(scores):
-            values = (scores.mean(axis=1), scores.min(axis=1), *scores.T)
-            table.add_row(method, str(len(scores)), *(describe(column, 2) for column in values))
+    reduced = (f"{name}, {when}" for name in REDUCTIONS for when in ("half way", "end"))
+    table = Table("method", "seeds", *reduced, *columns, title=suite)
+    for method, own in by_method(rows, METHODS).items():
+        scores = np.array([row["result"]["scores"] for row in own])
+        moments = scores[:, scores.shape[1] // 2 - 1], scores[:, -1]
+        values = [*(reduce(moment, axis=1) for reduce in REDUCTIONS.values() for moment in moments), *scores[:, -1].T]
+        table.add_row(method, str(len(own)), *(describe(column, 2) for column in values))
     return table
 
 

@@ -8,9 +8,11 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import balancing_rules
+import minigrid_tasks
 import numpy as np
 import pytest
 import report
@@ -21,8 +23,11 @@ from head_to_head import LAYOUT, run_plain
 from measures import aggregate_iqm, iqm, iqm_interval, probability_of_improvement, ratio_of_iqms
 from rich.table import Table
 from scipy import stats
+from stable_baselines3 import PPO
 from tensorboard import program  # type: ignore[import-untyped]  # tensorboard has no types
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]  # the same
+
+from sb3_grpo import GRPO
 
 
 def square(x: int, seed: int, coef: float = 1.0) -> dict[str, Any]:
@@ -147,6 +152,60 @@ class TestBalancingRules:
         assert min(cosines) > -0.01
         # the negative control: the mean of the gradients is against some loss
         assert min(cosines_of_mean) < -0.1
+
+
+class TestMiniGrid:
+    """Three tasks with the networks of the protocol."""
+
+    @pytest.fixture
+    def model(self, request: pytest.FixtureRequest) -> PPO:
+        env = minigrid_tasks.make_env(list(minigrid_tasks.TASKS), seed=0)
+        given = minigrid_tasks.METHODS[request.param]
+        algorithm = GRPO if "router" in given else PPO
+        return algorithm("MultiInputPolicy", env, seed=0, device="cpu", **given)
+
+    def observe(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        views = np.random.default_rng(0).integers(0, 11, (1, 3, 7, 7)).astype(np.float32)
+        return {"view": views.repeat(len(tasks), axis=0), "task": np.array(tasks)}
+
+    def features(self, model: PPO) -> tuple[th.Tensor, th.Tensor]:
+        """Of the actor and of the critic, for one view in all tasks."""
+        obs, _ = model.policy.obs_to_tensor(self.observe([0, 1, 2]))
+        with th.no_grad():
+            features = model.policy.extract_features(obs)
+        assert isinstance(features, tuple)
+        return features
+
+    @pytest.mark.parametrize("model", ["multi-head PPO"], indirect=True)
+    def test_hidden_layer_is_a_tasks_own(self, model: PPO) -> None:
+        before = self.features(model)
+        own = slice(minigrid_tasks.HIDDEN, 2 * minigrid_tasks.HIDDEN)
+        for extractor in (model.policy.pi_features_extractor, model.policy.vf_features_extractor):
+            assert isinstance(extractor, minigrid_tasks.HiddenPerTask)
+            with th.no_grad():
+                extractor.hidden.weight[own] += 1.0
+        for features, changed in zip(before, self.features(model), strict=True):
+            assert (features != changed).any(dim=1).tolist() == [False, True, False]
+            assert not (features[0] * features[1]).any()
+
+    @pytest.mark.parametrize(("model", "shown"), [("heads", False), ("GRPO", False), ("PPO", True)], indirect=["model"])
+    def test_what_is_shared(self, model: PPO, shown: bool) -> None:
+        for features in self.features(model):
+            assert th.equal(features[0], features[1]) is not shown
+
+    # the protocol's minibatches do not divide its rollouts
+    @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size of 768")
+    def test_scores_are_shares_of_what_can_be_achieved(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        returned = {task: SimpleNamespace(mean=best / 2) for task, best in enumerate(minigrid_tasks.TASKS.values())}
+        monkeypatch.setattr(minigrid_tasks, "evaluate_groups", lambda *_, **__: returned)
+        monkeypatch.setattr(PPO, "learn", lambda self, *_, **__: self)
+        assert minigrid_tasks.run("mt3", "PPO", seed=0, n_evaluations=2)["scores"] == [[0.5, 0.5, 0.5]] * 2
+
+    def test_table_has_half_way_and_end(self) -> None:
+        result = {"scores": [[0.0, 0.2, 0.4], [0.3, 0.6, 0.9]]}
+        table = minigrid_tasks.scores_table([{"run": {"method": "PPO"}, "result": result}], "mt3")
+        cells = [str(next(iter(column.cells))).removesuffix(" [nan, nan]") for column in table.columns]
+        assert cells == ["PPO", "1", "0.00", "0.30", "0.20", "0.60", "0.30", "0.60", "0.90"]
 
 
 class TestMeasures:
