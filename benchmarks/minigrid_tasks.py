@@ -70,32 +70,42 @@ class TaskView(gym.Wrapper[dict[str, Any], int, Any, int]):
 
 
 class ViewExtractor(BaseFeaturesExtractor):
-    """MOORE's convolutions, and behind them the task where it is shown."""
+    """MOORE's convolutions and hidden layer, which is shown the task where the agent is."""
 
     def __init__(self, observation_space: spaces.Dict):
+        super().__init__(observation_space, HIDDEN)
         task = observation_space.spaces.get("task")
-        n_tasks = int(task.n) if isinstance(task, spaces.Discrete) else 0
-        super().__init__(observation_space, 64 * 4 * 4 + n_tasks)
-        self.n_tasks = n_tasks
+        self.n_tasks = int(task.n) if isinstance(task, spaces.Discrete) else 0
         layers = (nn.Conv2d(3, 16, 2), nn.ReLU(), nn.Conv2d(16, 32, 2), nn.ReLU(), nn.Conv2d(32, 64, 2), nn.Tanh())
         self.cnn = nn.Sequential(*layers, nn.Flatten())
+        self.hidden = nn.Linear(64 * 4 * 4 + self.n_tasks, HIDDEN)
 
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        features = self.cnn(observations["view"])
-        return th.cat([features, observations["task"].flatten(1)], dim=1) if "task" in observations else features
+        shown = th.cat([observations[key].flatten(1) for key in ("view", "task") if key in observations], dim=1)
+        # the 6000 steps of a rollout show some 450 different views: each is looked at once
+        different, which = shown.unique(dim=0, return_inverse=True)
+        return self.look(*different.tensor_split([3 * 7 * 7], dim=1)).index_select(0, which)
+
+    def look(self, view: th.Tensor, task: th.Tensor) -> th.Tensor:
+        """
+        :param view: shape ``(B, 147)``
+        :param task: one-hot, shape ``(B, n_tasks)``, without columns where it is not shown
+        :return: shape ``(B, features_dim)``
+        """
+        return th.tanh(self.hidden(th.cat([self.cnn(view.unflatten(1, (3, 7, 7))), task], dim=1)))
 
 
 class HiddenPerTask(ViewExtractor):
-    """The same and a hidden layer for each task: features of all tasks, those of the others are 0."""
+    """The same with a hidden layer for each task: features of all tasks, those of the others are 0."""
 
     def __init__(self, observation_space: spaces.Dict):
         super().__init__(observation_space)
-        self.hidden = nn.Linear(self.features_dim - self.n_tasks, self.n_tasks * HIDDEN)
         self._features_dim = self.n_tasks * HIDDEN
+        self.hidden = nn.Linear(64 * 4 * 4, self.features_dim)
 
-    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        hidden = th.tanh(self.hidden(self.cnn(observations["view"]))).unflatten(1, (self.n_tasks, HIDDEN))
-        return (hidden * observations["task"].flatten(1).unsqueeze(-1)).flatten(1)
+    def look(self, view: th.Tensor, task: th.Tensor) -> th.Tensor:
+        hidden = th.tanh(self.hidden(self.cnn(view.unflatten(1, (3, 7, 7))))).unflatten(1, (-1, HIDDEN))
+        return (hidden * task.unsqueeze(-1)).flatten(1)
 
 
 def make_env(names: list[str], seed: int) -> VecEnv:
@@ -140,17 +150,15 @@ def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_eva
 
 
 NETWORK: dict[str, Any] = dict(
-    features_extractor_class=ViewExtractor, share_features_extractor=False, net_arch=[HIDDEN], normalize_images=False
+    features_extractor_class=ViewExtractor, share_features_extractor=False, net_arch=[], normalize_images=False
 )
-HEADS: dict[str, Any] = dict(
-    router="discrete", router_kwargs=dict(key="task", hide=True), normalize_advantage="group", compile=True
-)
+HEADS: dict[str, Any] = dict(router="discrete", router_kwargs=dict(key="task", hide=True), normalize_advantage="group")
 FIXED: dict[str, Any] = dict(group_coef=0.0, merge_kl=None, split_kl=None)
 METHODS: dict[str, dict[str, Any]] = {
     "PPO": dict(policy_kwargs=NETWORK),
     "multi-head PPO": dict(
         **{**HEADS, **FIXED, "router_kwargs": dict(key="task")},
-        policy_kwargs={**NETWORK, "features_extractor_class": HiddenPerTask, "net_arch": []},
+        policy_kwargs={**NETWORK, "features_extractor_class": HiddenPerTask},
     ),
     "heads": dict(**HEADS, **FIXED, policy_kwargs=NETWORK),
     "GRPO": dict(**HEADS, policy_kwargs=NETWORK),

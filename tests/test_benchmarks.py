@@ -193,6 +193,22 @@ class TestMiniGrid:
         for features in self.features(model):
             assert th.equal(features[0], features[1]) is not shown
 
+    @pytest.mark.parametrize("model", ["PPO", "multi-head PPO", "heads"], indirect=True)
+    def test_repeated_views_are_looked_at_once(self, model: PPO) -> None:
+        rng = np.random.default_rng(1)
+        views, which, tasks = rng.integers(0, 11, (4, 3, 7, 7)), rng.integers(0, 4, 30), rng.integers(0, 3, 30)
+        obs, _ = model.policy.obs_to_tensor({"view": views[which].astype(np.float32), "task": tasks})
+        assert isinstance(obs, dict)
+        one_by_one = [{key: values[step : step + 1] for key, values in obs.items()} for step in range(30)]
+        looked_at: list[int] = []
+        extractor = model.policy.pi_features_extractor
+        assert isinstance(extractor, minigrid_tasks.ViewExtractor)
+        with th.no_grad():
+            expected = th.cat([model.policy.extract_features(alone)[0] for alone in one_by_one])
+            extractor.cnn.register_forward_hook(lambda *call: looked_at.append(len(call[2])))
+            th.testing.assert_close(model.policy.extract_features(obs)[0], expected, atol=1e-5, rtol=0)
+        assert looked_at == [len(set(zip(which, tasks, strict=True) if extractor.n_tasks else which))]
+
     # the protocol's minibatches do not divide its rollouts
     @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size of 768")
     def test_scores_are_shares_of_what_can_be_achieved(self, monkeypatch: pytest.MonkeyPatch) -> None:
