@@ -47,7 +47,7 @@ PLAIN = {
 LONG = ("BipedalWalker-v3", "HalfCheetah-v5", "Hopper-v5")
 # hyper-parameters are those of the version that RL Zoo knows
 TUNED_AS = {"HalfCheetah-v5": "HalfCheetah-v4", "Hopper-v5": "Hopper-v4"}
-N_EVALUATIONS, EVAL_EPISODES = 20, 20
+N_EVALUATIONS, EVAL_EPISODES, EVAL_ENVS = 20, 20, 5
 CLIP_RANGES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 # merge_kl and split_kl
 THRESHOLDS = ((0.001, 0.003), (0.01, 0.03), (0.03, 0.1), (0.1, 0.3), (0.3, 1.0), (1.0, 3.0), (10.0, 30.0))
@@ -114,7 +114,6 @@ def run_plain(
     # RL Zoo changes what it gets
     entry = zoo_configs.load_hyperparams()[TUNED_AS.get(env_id, env_id)]
     zoo_configs.hyperparams[env_id] = entry
-    n_envs = entry.get("n_envs", 1)
     # RL Zoo prints, the sweep shows its progress
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         manager = ExperimentManager(
@@ -125,7 +124,7 @@ def run_plain(
             n_timesteps=total_timesteps,
             eval_freq=total_timesteps // n_evaluations,
             n_eval_episodes=EVAL_EPISODES,
-            n_eval_envs=min(n_envs, 5),
+            n_eval_envs=EVAL_ENVS,
             seed=seed,
             verbose=0,
             log_interval=-1,
