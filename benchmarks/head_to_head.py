@@ -4,7 +4,7 @@ PPO and GRPO head to head, with TensorBoard logs of both under one root per envi
 - plain: single-task environments with RL Zoo's hyper-parameters for PPO; is default GRPO ever worse?
 - clip_range: four CartPole tasks; how much do both depend on the size of the update?
 - random: what random actions reach in the plain environments
-- thresholds: hidden types; what do ``merge_kl`` and ``split_kl`` do between far too small and far too large?
+- thresholds: hidden types, and equal tasks; what do ``merge_kl`` and ``split_kl`` do between far too small and far too large?
 
 ``python benchmarks/head_to_head.py`` runs what has no result row yet; ``--parts plain --seeds 1 2`` part of it;
 ``--ray`` on the nodes of a Ray cluster instead of this machine. What else is compared is in ``balance.py``,
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from balance import N_TASKS, SETTINGS, make_env, make_model, make_vec_env_of
 from common import RESULTS, parse_parts, run_part
-from regrouping import HIDDEN, run_tasks
+from regrouping import EQUAL, HIDDEN, run_tasks
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -49,7 +49,8 @@ LONG = ("BipedalWalker-v3", "HalfCheetah-v5", "Hopper-v5")
 TUNED_AS = {"HalfCheetah-v5": "HalfCheetah-v4", "Hopper-v5": "Hopper-v4"}
 N_EVALUATIONS, EVAL_EPISODES, EVAL_ENVS = 20, 20, 5
 CLIP_RANGES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
-# merge_kl and split_kl
+# problems in which every split is right, or every split is wrong; merge_kl and split_kl
+VARIED = (HIDDEN[0], EQUAL[0])
 THRESHOLDS = ((0.001, 0.003), (0.01, 0.03), (0.03, 0.1), (0.1, 0.3), (0.3, 1.0), (1.0, 3.0), (10.0, 30.0))
 LAYOUT = {
     "Head to head": {
@@ -201,7 +202,8 @@ def clip_range_runs(seeds: list[int] | None) -> list[dict[str, Any]]:
 
 def threshold_runs(seeds: list[int] | None) -> list[dict[str, Any]]:
     return [
-        dict(problem=HIDDEN[0], algorithm="GRPO", merge_kl=merge_kl, split_kl=split_kl, seed=seed)
+        dict(problem=problem, algorithm="GRPO", merge_kl=merge_kl, split_kl=split_kl, seed=seed)
+        for problem in VARIED
         for seed in seeds or FEW_SEEDS
         for merge_kl, split_kl in THRESHOLDS
     ]

@@ -20,7 +20,7 @@ import numpy as np
 import regrouping
 import tuning
 from common import RESULTS, read_rows
-from head_to_head import CLIP_RANGES, PLAIN, THRESHOLDS
+from head_to_head import CLIP_RANGES, PLAIN, THRESHOLDS, VARIED
 from matplotlib.axes import Axes
 from measures import (
     Interval,
@@ -127,8 +127,8 @@ class Plain:
         return [self.strata(name, over_training=False) for name in ALGORITHMS] if self.complete else []
 
     def runs_with_split(self, env_id: str) -> int:
-        found = [row["result"]["events"] for row in self.rows if row["run"]["env_id"] == env_id and "events" in row["result"]]
-        return sum(any(event[1] == "split" for event in events) for events in found)
+        wanted = {"env_id": env_id, "algorithm": "grpo"}
+        return sum(has_split(row["result"]) for row in self.rows if wanted.items() <= row["run"].items())
 
     def draw_curves(self, path: Path) -> None:
         """Sample efficiency: return over steps, of each environment."""
@@ -200,48 +200,54 @@ def draw_clip_range(rows: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def by_thresholds(rows: list[Row]) -> dict[tuple[float, float], list[dict[str, Any]]]:
+def by_thresholds(rows: list[Row], problem: str) -> dict[tuple[float, float], list[dict[str, Any]]]:
     """
     :return: results of the runs by ``merge_kl`` and ``split_kl``, where there are some
     """
-    found = {
-        (m, s): [row["result"] for row in rows if (row["run"]["merge_kl"], row["run"]["split_kl"]) == (m, s)]
-        for m, s in THRESHOLDS
-    }
-    return {thresholds: results for thresholds, results in found.items() if results}
+    runs = [{"problem": problem, "merge_kl": m, "split_kl": s} for m, s in THRESHOLDS]
+    found = [[row["result"] for row in rows if run.items() <= row["run"].items()] for run in runs]
+    return {thresholds: results for thresholds, results in zip(THRESHOLDS, found, strict=True) if results}
 
 
 def n_groups(result: dict[str, Any]) -> int:
     return len(set(result["cell_to_group"]))
 
 
+def has_split(result: dict[str, Any]) -> bool:
+    return any(event[1] == "split" for event in result["events"])
+
+
 def thresholds_table(rows: list[Row]) -> Table:
-    table = Table("merge_kl", "split_kl", "seeds", "exactly the types", "groups", "worst task", "mean")
-    for (merge_kl, split_kl), own in by_thresholds(rows).items():
-        exact = f"{sum(result['ari'] == 1 for result in own)} of {len(own)}"
-        groups = sorted(map(n_groups, own))
-        spread = str(groups[0]) if groups[0] == groups[-1] else f"{groups[0]} to {groups[-1]}"
-        values = (describe(result[name] for result in own) for name in ("worst", "mean"))
-        table.add_row(str(merge_kl), str(split_kl), str(len(own)), exact, spread, *values)
+    counted = ("with a split", "exactly the types")
+    table = Table("problem", "merge_kl", "split_kl", "seeds", *counted, "groups", "worst task", "mean")
+    for problem in VARIED:
+        for thresholds, own in by_thresholds(rows, problem).items():
+            counts = (sum(map(has_split, own)), sum(result["ari"] == 1 for result in own))
+            groups = sorted(map(n_groups, own))
+            spread = str(groups[0]) if groups[0] == groups[-1] else f"{groups[0]} to {groups[-1]}"
+            values = (describe(result[name] for result in own) for name in ("worst", "mean"))
+            table.add_row(problem, *map(str, (*thresholds, len(own), *counts)), spread, *values)
     return table
 
 
 def draw_thresholds(rows: list[Row], path: Path) -> None:
-    """How many groups there are after training, one point per seed, and what tasks return, over the thresholds."""
-    found = by_thresholds(rows)
+    """How many groups there are after training, one point per seed, and what the worst task returns, over the thresholds."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for place, results in enumerate(found.values()):
-        spread = np.linspace(-0.2, 0.2, len(results))
-        left.plot(place + spread, [n_groups(result) for result in results], "o", ms=4, color="C0")
-    left.axhline(len(set(regrouping.PROBLEMS[regrouping.HIDDEN[0]]["types"])), color="0.6", lw=0.8, ls=":")
+    for color, problem in enumerate(VARIED):
+        found = by_thresholds(rows, problem)
+        if not found:
+            continue
+        for place, results in enumerate(found.values()):
+            spread = np.linspace(-0.2, 0.2, len(results))
+            left.plot(place + spread, [n_groups(result) for result in results], "o", ms=4, color=f"C{color}")
+        left.axhline(len(set(regrouping.PROBLEMS[problem]["types"])), color=f"C{color}", lw=0.8, ls=":")
+        worst = [[result["worst"] for result in results] for results in found.values()]
+        draw_interval(right, range(len(found)), list(map(iqm, worst)), list(map(iqm_interval, worst)), problem)
     left.set(title="groups after training (dotted: types)", ylim=(0, None))
-    for name in ("worst", "mean"):
-        values = [[result[name] for result in results] for results in found.values()]
-        draw_interval(right, range(len(found)), list(map(iqm, values)), list(map(iqm_interval, values)), name)
-    right.set(title="return of 500 of worst task and mean of the tasks")
-    right.legend()
+    right.set(title="worst task, return of 500", ylim=(0, 510))
+    right.legend(loc="lower left")
     for axis in (left, right):
-        axis.set_xticks(range(len(found)), [f"{merge_kl}\n{split_kl}" for merge_kl, split_kl in found])
+        axis.set_xticks(range(len(THRESHOLDS)), [f"{merge_kl}\n{split_kl}" for merge_kl, split_kl in THRESHOLDS])
         axis.set_xlabel("merge_kl and split_kl")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

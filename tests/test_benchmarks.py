@@ -19,7 +19,7 @@ import report
 import torch as th
 from balance import head_per_task
 from common import parse_parts, read_rows, run_part, sweep
-from head_to_head import LAYOUT, run_plain
+from head_to_head import LAYOUT, VARIED, run_plain
 from measures import aggregate_iqm, iqm, iqm_interval, probability_of_improvement, ratio_of_iqms
 from rich.table import Table
 from scipy import stats
@@ -284,15 +284,15 @@ class TestReport:
     def test_old_tables_are_replaced(self, tmp_path: Path) -> None:
         rows = [
             {
-                "run": {"merge_kl": 0.1, "split_kl": 0.3, "seed": s},
-                "result": {"ari": a, "cell_to_group": g, "worst": 5, "mean": 7},
+                "run": {"problem": VARIED[0], "merge_kl": 0.1, "split_kl": 0.3, "seed": s},
+                "result": {"ari": a, "cell_to_group": g, "worst": 5, "mean": 7, "events": [[9, "split", 0, 1, 0.5]]},
             }
             for s, a, g in ((0, 1.0, [0, 1]), (1, 0.0, [0, 0]))
         ]
         (tmp_path / "head_to_head_thresholds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         page = "before\n<!-- table: thresholds -->\nstale\n<!-- end -->\nafter\n"
         filled = report.fill(page, tmp_path)
-        assert "| 0.1 | 0.3 | 2 | 1 of 2 | 1 to 2 | 5 [5, 5] | 7 [7, 7] |" in filled
+        assert "| 0.1 | 0.3 | 2 | 2 | 1 | 1 to 2 | 5 [5, 5] | 7 [7, 7] |" in filled
         assert "stale" not in filled
         assert filled.startswith("before\n<!-- table: thresholds -->\n")
         assert filled.endswith("<!-- end -->\nafter\n")
