@@ -237,12 +237,14 @@ def draw_thresholds(rows: list[Row], path: Path) -> None:
         found = by_thresholds(rows, problem)
         if not found:
             continue
-        for place, results in enumerate(found.values()):
+        # of a sweep that was cut some may be missing
+        places = [THRESHOLDS.index(thresholds) for thresholds in found]
+        for place, results in zip(places, found.values(), strict=True):
             spread = np.linspace(-0.2, 0.2, len(results))
             left.plot(place + spread, [n_groups(result) for result in results], "o", ms=4, color=f"C{color}")
         left.axhline(len(set(regrouping.PROBLEMS[problem]["types"])), color=f"C{color}", lw=0.8, ls=":")
         worst = [[result["worst"] for result in results] for results in found.values()]
-        draw_interval(right, range(len(found)), list(map(iqm, worst)), list(map(iqm_interval, worst)), problem)
+        draw_interval(right, places, list(map(iqm, worst)), list(map(iqm_interval, worst)), problem)
     left.set(title="groups after training (dotted: types)", ylim=(0, None))
     right.set(title="worst task, return of 500", ylim=(0, 510))
     right.legend(loc="lower left")

@@ -289,10 +289,12 @@ class TestReport:
             }
             for s, a, g in ((0, 1.0, [0, 1]), (1, 0.0, [0, 0]))
         ]
+        rows.append({"run": {**rows[0]["run"], "problem": VARIED[1]}, "result": {**rows[0]["result"], "events": []}})
         (tmp_path / "head_to_head_thresholds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         page = "before\n<!-- table: thresholds -->\nstale\n<!-- end -->\nafter\n"
         filled = report.fill(page, tmp_path)
-        assert "| 0.1 | 0.3 | 2 | 2 | 1 | 1 to 2 | 5 [5, 5] | 7 [7, 7] |" in filled
+        assert f"| {VARIED[0]} | 0.1 | 0.3 | 2 | 2 | 1 | 1 to 2 | 5 [5, 5] | 7 [7, 7] |" in filled
+        assert f"| {VARIED[1]} | 0.1 | 0.3 | 1 | 0 | 1 | 2 |" in filled
         assert "stale" not in filled
         assert filled.startswith("before\n<!-- table: thresholds -->\n")
         assert filled.endswith("<!-- end -->\nafter\n")
