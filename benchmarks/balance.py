@@ -346,16 +346,19 @@ def results_table(rows: list[dict[str, Any]], title: str = "") -> Table:
     return table
 
 
-def plot_curves(rows: list[dict[str, Any]], title: str, limits: tuple[float, float], path: Path) -> None:
+def plot_curves(
+    rows: list[dict[str, Any]], methods: Iterable[str], title: str, limits: tuple[float, float], path: Path
+) -> None:
     """
     Worst task and mean of the tasks over steps: interquartile mean and its 95 % interval.
 
+    :param methods: in the order of the legend
     :param title: of the vertical axes
     :param limits: of the vertical axes; single early runs can be far below
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True, layout="constrained")
     for axis, (name, reduce) in zip(axes, REDUCTIONS.items(), strict=True):
-        for method, own in by_method(rows, METHODS).items():
+        for method, own in by_method(rows, methods).items():
             columns = curves(own, reduce).T
             steps = np.array(own[0]["result"]["steps"]) / 1000
             line = axis.plot(steps, [iqm(column) for column in columns], label=method)[0]
@@ -429,7 +432,7 @@ def main() -> None:
         else:
             Console(width=150).print(results_table(rows, part))
             unit, limits = ("return", (-300, 250)) if is_lander(part) else ("return of 500", (-20, 520))
-            plot_curves(rows, f"{part}: {unit}", limits, folder / f"balance_{part}.png")
+            plot_curves(rows, METHODS, f"{part}: {unit}", limits, folder / f"balance_{part}.png")
 
 
 if __name__ == "__main__":

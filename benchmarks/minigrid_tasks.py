@@ -18,8 +18,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from balance import REDUCTIONS, by_method
-from common import parse_parts, run_part
+from balance import REDUCTIONS, by_method, curves, plot_curves
+from common import RESULTS, parse_parts, run_part
 from gymnasium import spaces
 from measures import describe
 from rich.console import Console
@@ -121,7 +121,7 @@ def make_env(names: list[str], seed: int) -> VecEnv:
 def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_evaluations: int = 10) -> dict[str, Any]:
     """
     :param method: a name of :data:`METHODS`
-    :return: environment steps and scores per task of each evaluation
+    :return: environment steps and scores per task of each evaluation: returns in units of those that can be achieved
     """
     names = SUITES[suite]
     kwargs: dict[str, Any] = dict(
@@ -137,13 +137,13 @@ def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_eva
     model = algorithm("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs)
     eval_env = make_env(names, seed + 10_000)
     steps: list[int] = []
-    scores: list[list[float]] = []
+    returns: list[list[float]] = []
     for _ in range(n_evaluations):
         model.learn(steps_per_task * len(names) // n_evaluations, reset_num_timesteps=not steps)
         found = evaluate_groups(model, eval_env, EVAL_EPISODES * len(names), deterministic=False)
         steps.append(model.num_timesteps)
-        scores.append([found[task].mean / TASKS[name] for task, name in enumerate(names)])
-    result: dict[str, Any] = {"steps": steps, "scores": scores}
+        returns.append([found[task].mean / TASKS[name] for task, name in enumerate(names)])
+    result: dict[str, Any] = {"steps": steps, "returns": returns}
     if isinstance(model, GRPO):
         result["events"] = [[event.timestep, event.kind, *event.groups, event.kl] for event in model.regroup_history]
     return result
@@ -174,9 +174,11 @@ def scores_table(rows: list[dict[str, Any]], suite: str) -> Table:
     reduced = (f"{name}, {when}" for name in REDUCTIONS for when in ("half way", "end"))
     table = Table("method", "seeds", *reduced, *columns, title=suite)
     for method, own in by_method(rows, METHODS).items():
-        scores = np.array([row["result"]["scores"] for row in own])
-        moments = scores[:, scores.shape[1] // 2 - 1], scores[:, -1]
-        values = [*(reduce(moment, axis=1) for reduce in REDUCTIONS.values() for moment in moments), *scores[:, -1].T]
+        values = []
+        for reduce in REDUCTIONS.values():
+            scores = curves(own, reduce)
+            values += [scores[:, scores.shape[1] // 2 - 1], scores[:, -1]]
+        values += list(np.array([row["result"]["returns"][-1] for row in own]).T)
         table.add_row(method, str(len(own)), *(describe(column, 2) for column in values))
     return table
 
@@ -187,6 +189,8 @@ def main() -> None:
         runs = make_runs(arguments.seeds or list(SEEDS))
         rows = run_part(run, runs, f"minigrid_{suite}", arguments, steps_per_task=2000, n_evaluations=1)
         Console(width=160).print(scores_table(rows, suite))
+        path = (arguments.smoke or RESULTS) / f"minigrid_{suite}.png"
+        plot_curves(rows, METHODS, "return, 1: achievable", (-0.05, 1.05), path)
 
 
 if __name__ == "__main__":

@@ -215,10 +215,10 @@ class TestMiniGrid:
         returned = {task: SimpleNamespace(mean=best / 2) for task, best in enumerate(minigrid_tasks.TASKS.values())}
         monkeypatch.setattr(minigrid_tasks, "evaluate_groups", lambda *_, **__: returned)
         monkeypatch.setattr(PPO, "learn", lambda self, *_, **__: self)
-        assert minigrid_tasks.run("mt3", "PPO", seed=0, n_evaluations=2)["scores"] == [[0.5, 0.5, 0.5]] * 2
+        assert minigrid_tasks.run("mt3", "PPO", seed=0, n_evaluations=2)["returns"] == [[0.5, 0.5, 0.5]] * 2
 
     def test_table_has_half_way_and_end(self) -> None:
-        result = {"scores": [[0.0, 0.2, 0.4], [0.3, 0.6, 0.9]]}
+        result = {"returns": [[0.0, 0.2, 0.4], [0.3, 0.6, 0.9]]}
         table = minigrid_tasks.scores_table([{"run": {"method": "PPO"}, "result": result}], "mt3")
         cells = [str(next(iter(column.cells))).removesuffix(" [nan, nan]") for column in table.columns]
         assert cells == ["PPO", "1", "0.00", "0.30", "0.20", "0.60", "0.30", "0.60", "0.90"]
