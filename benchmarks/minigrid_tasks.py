@@ -7,9 +7,12 @@ it is, a small network (convolutions of 16, 32 and 64 channels, one hidden layer
 critic, and MOORE's hyper-parameters. A score is the return divided by the return that can be achieved.
 
 - PPO: as it is, the task beside the features
-- multi-head PPO: the published baseline's network, which has a hidden layer and a head per task
-- heads: GRPO's, linear on a hidden layer that all tasks share; no balance, and they stay as they are
-- GRPO: these, with its defaults for balance, merging and splitting
+- multi-head PPO: the published baseline: a hidden layer and a head per task, advantages normalised by task; GRPO with fixed
+  groups and without balance
+- GRPO: with its defaults, heads linear on a hidden layer that all tasks share
+- GRPO, advantages normalised by task: as the baseline does
+
+Seed 100 served choosing what is compared.
 """
 
 from functools import partial
@@ -152,16 +155,20 @@ def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_eva
 NETWORK: dict[str, Any] = dict(
     features_extractor_class=ViewExtractor, share_features_extractor=False, net_arch=[], normalize_images=False
 )
-HEADS: dict[str, Any] = dict(router="discrete", router_kwargs=dict(key="task", hide=True), normalize_advantage="group")
-FIXED: dict[str, Any] = dict(group_coef=0.0, merge_kl=None, split_kl=None)
+HEADS: dict[str, Any] = dict(router="discrete", router_kwargs=dict(key="task", hide=True), policy_kwargs=NETWORK)
 METHODS: dict[str, dict[str, Any]] = {
     "PPO": dict(policy_kwargs=NETWORK),
     "multi-head PPO": dict(
-        **{**HEADS, **FIXED, "router_kwargs": dict(key="task")},
+        router="discrete",
+        router_kwargs=dict(key="task"),
+        normalize_advantage="group",
+        group_coef=0.0,
+        merge_kl=None,
+        split_kl=None,
         policy_kwargs={**NETWORK, "features_extractor_class": HiddenPerTask},
     ),
-    "heads": dict(**HEADS, **FIXED, policy_kwargs=NETWORK),
-    "GRPO": dict(**HEADS, policy_kwargs=NETWORK),
+    "GRPO": HEADS,
+    "GRPO, advantages normalised by task": dict(normalize_advantage="group", **HEADS),
 }
 
 

@@ -188,12 +188,12 @@ class TestMiniGrid:
             assert (features != changed).any(dim=1).tolist() == [False, True, False]
             assert not (features[0] * features[1]).any()
 
-    @pytest.mark.parametrize(("model", "shown"), [("heads", False), ("GRPO", False), ("PPO", True)], indirect=["model"])
+    @pytest.mark.parametrize(("model", "shown"), [("GRPO", False), ("PPO", True)], indirect=["model"])
     def test_what_is_shared(self, model: PPO, shown: bool) -> None:
         for features in self.features(model):
             assert th.equal(features[0], features[1]) is not shown
 
-    @pytest.mark.parametrize("model", ["PPO", "multi-head PPO", "heads"], indirect=True)
+    @pytest.mark.parametrize("model", ["PPO", "multi-head PPO", "GRPO"], indirect=True)
     def test_repeated_views_are_looked_at_once(self, model: PPO) -> None:
         rng = np.random.default_rng(1)
         views, which, tasks = rng.integers(0, 11, (4, 3, 7, 7)), rng.integers(0, 4, 30), rng.integers(0, 3, 30)
