@@ -72,6 +72,29 @@ class TaskView(gym.Wrapper[dict[str, Any], int, Any, int]):
         return self._observe(obs), reward, terminated, truncated, {**info, "task": self.task}
 
 
+def remember_views(env: gym.Env[Any, int]) -> gym.Env[Any, int]:
+    """
+    MiniGrid draws what the agent sees anew after each step, which takes most of the time of a step; there are few different
+    views of a task: the same situation is drawn once.
+
+    :param env: a MiniGrid environment whose mission does not change
+    :return: the same environment
+    """
+    world: Any = env.unwrapped
+    draw, drawn = world.gen_obs, {}
+
+    def gen_obs() -> dict[str, Any]:
+        encoded = tuple(cell and cell.encode() for cell in (world.carrying, *world.grid.grid))
+        situation = (*world.agent_pos, world.agent_dir, encoded)
+        if situation not in drawn:
+            drawn[situation] = draw()
+        view = drawn[situation]
+        return {**view, "image": view["image"].copy()}  # Gymnasium warns of observations that are one object
+
+    world.gen_obs = gen_obs
+    return env
+
+
 class ViewExtractor(BaseFeaturesExtractor):
     """MOORE's convolutions and hidden layer, which is shown the task where the agent is."""
 
@@ -114,7 +137,7 @@ class HiddenPerTask(ViewExtractor):
 def make_env(names: list[str], seed: int) -> VecEnv:
     def make(task: int) -> gym.Env[dict[str, Any], int]:
         # a process of a sweep has imported nothing: Gymnasium imports what registers the environment
-        return Monitor(TaskView(gym.make(f"minigrid:{names[task]}"), task, len(names)))
+        return Monitor(TaskView(remember_views(gym.make(f"minigrid:{names[task]}")), task, len(names)))
 
     env = DummyVecEnv([partial(make, task) for task in range(len(names)) for _ in range(ENVS_PER_TASK)])
     env.seed(seed)

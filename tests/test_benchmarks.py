@@ -7,11 +7,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import balancing_rules
+import gymnasium as gym
 import minigrid_tasks
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from balance import head_per_task
 from common import parse_parts, read_rows, run_part, sweep
 from head_to_head import LAYOUT, VARIED, run_plain
 from measures import aggregate_iqm, iqm, iqm_interval, probability_of_improvement, ratio_of_iqms
+from minigrid.core.world_object import Ball, Key
 from rich.table import Table
 from scipy import stats
 from stable_baselines3 import PPO
@@ -175,6 +179,29 @@ class TestMiniGrid:
             features = model.policy.extract_features(obs)
         assert isinstance(features, tuple)
         return features
+
+    @pytest.mark.parametrize("name", minigrid_tasks.TASKS)
+    def test_remembered_views_are_those_drawn_anew(self, name: str) -> None:
+        plain, other = gym.make(f"minigrid:{name}"), minigrid_tasks.remember_views(gym.make(f"minigrid:{name}"))
+        world: Any = other.unwrapped
+        draw = mock.Mock(side_effect=world.gen_obs_grid)
+        world.gen_obs_grid = draw
+        rng = np.random.default_rng(0)
+        ended = True
+        for step in range(2000):
+            if ended:
+                carried = [None, Key("grey"), Ball("green")][rng.integers(3)]
+                for env in (plain, other):
+                    env.reset(seed=step)
+                    cast(Any, env.unwrapped).carrying = deepcopy(carried)
+            # turns, walks, and opens doors
+            action = rng.choice([0, 1, 2, 5], p=[0.2, 0.2, 0.5, 0.1])
+            (obs, *outcome, _), (remembered, *same, _) = (env.step(action) for env in (plain, other))
+            assert outcome == same
+            np.testing.assert_array_equal(obs["image"], remembered["image"])
+            remembered["image"][:] = 255  # what is returned is the caller's
+            ended = any(outcome[1:])
+        assert draw.call_count < 1000
 
     @pytest.mark.parametrize("model", ["multi-head PPO"], indirect=True)
     def test_hidden_layer_is_a_tasks_own(self, model: PPO) -> None:
