@@ -273,7 +273,8 @@ def comparison_lines(folder: Path) -> Iterator[tuple[str, ...]]:
     def described(samples: Iterable[Iterable[float]]) -> Iterator[str]:
         return map(describe, samples)
 
-    drawn, scaled, lander = (task_returns(folder, setting) for setting in ("drawn", "scaled", "lander"))
+    settings = ("drawn", "scaled", "lander", "lander_scaled")
+    drawn, scaled, lander, lander_scaled = (task_returns(folder, setting) for setting in settings)
     hidden = rows_by_seed(folder, "regrouping_recovery")
     clip_range = rows_by_seed(folder, "head_to_head_clip_range")
     plain = Plain(folder)
@@ -292,8 +293,9 @@ def comparison_lines(folder: Path) -> Iterator[tuple[str, ...]]:
         worst = [[iqm(returns.min(axis=1)) for returns in given if len(returns)] for given in found]
         solved = [f"{sum(value >= balance.SOLVED for value in values)} of {len(values)}" for values in worst]
         yield "stability", f"clip ranges whose worst task reaches {balance.SOLVED}", *solved
-    if scaled:
-        yield "stability", "rewards scaled by 1, 1, 10, 0.1: worst task", *described(x.min(axis=1) for x in scaled)
+    for what, returns in {"four CartPole tasks": scaled, "LunarLander's contexts": lander_scaled}.items():
+        if returns:
+            yield "stability", f"{what}, rewards times 1, 1, 10, 0.1: worst", *described(x.min(axis=1) for x in returns)
     in_tasks = {"four CartPole tasks": drawn, "LunarLander's contexts": lander}
     compared = {f"{what}, worst": [[x.min(axis=1)] for x in returns] for what, returns in in_tasks.items()}
     for what, samples in {**compared, "one task": plain.ends()}.items():
