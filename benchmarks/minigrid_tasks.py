@@ -96,7 +96,10 @@ def remember_views(env: gym.Env[Any, int]) -> gym.Env[Any, int]:
 
 
 class ViewExtractor(BaseFeaturesExtractor):
-    """MOORE's convolutions and hidden layer, which is shown the task where the agent is."""
+    """
+    MOORE's convolutions and hidden layer, which is shown the task where the agent is. The 6000 steps of a rollout show some
+    450 different views: in an update each is looked at once, in a rollout its features are remembered.
+    """
 
     def __init__(self, observation_space: spaces.Dict):
         super().__init__(observation_space, HIDDEN)
@@ -105,19 +108,30 @@ class ViewExtractor(BaseFeaturesExtractor):
         layers = (nn.Conv2d(3, 16, 2), nn.ReLU(), nn.Conv2d(16, 32, 2), nn.ReLU(), nn.Conv2d(32, 64, 2), nn.Tanh())
         self.cnn = nn.Sequential(*layers, nn.Flatten())
         self.hidden = nn.Linear(64 * 4 * 4 + self.n_tasks, HIDDEN)
+        self.remembered: dict[bytes, th.Tensor] = {}
+
+    def train(self, mode: bool = True) -> "ViewExtractor":
+        # SB3 sets the mode before each rollout and each update: only between the two no weight changes
+        self.remembered = {}
+        return super().train(mode)
 
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         shown = th.cat([observations[key].flatten(1) for key in ("view", "task") if key in observations], dim=1)
-        # the 6000 steps of a rollout show some 450 different views: each is looked at once
-        different, which = shown.unique(dim=0, return_inverse=True)
-        return self.look(*different.tensor_split([3 * 7 * 7], dim=1)).index_select(0, which)
+        if self.training or th.is_grad_enabled():
+            different, which = shown.unique(dim=0, return_inverse=True)
+            return self.look(different).index_select(0, which)
+        keys = [row.tobytes() for row in shown.numpy()]
+        new = {key: row for key, row in zip(keys, shown, strict=True) if key not in self.remembered}
+        if new:
+            self.remembered.update(zip(new, self.look(th.stack(list(new.values()))), strict=True))
+        return th.stack([self.remembered[key] for key in keys])
 
-    def look(self, view: th.Tensor, task: th.Tensor) -> th.Tensor:
+    def look(self, shown: th.Tensor) -> th.Tensor:
         """
-        :param view: shape ``(B, 147)``
-        :param task: one-hot, shape ``(B, n_tasks)``, without columns where it is not shown
+        :param shown: the view in 147 columns, the task in ``n_tasks``, shape ``(B, 147 + n_tasks)``
         :return: shape ``(B, features_dim)``
         """
+        view, task = shown.tensor_split([3 * 7 * 7], dim=1)
         return th.tanh(self.hidden(th.cat([self.cnn(view.unflatten(1, (3, 7, 7))), task], dim=1)))
 
 
@@ -129,7 +143,8 @@ class HiddenPerTask(ViewExtractor):
         self._features_dim = self.n_tasks * HIDDEN
         self.hidden = nn.Linear(64 * 4 * 4, self.features_dim)
 
-    def look(self, view: th.Tensor, task: th.Tensor) -> th.Tensor:
+    def look(self, shown: th.Tensor) -> th.Tensor:
+        view, task = shown.tensor_split([3 * 7 * 7], dim=1)
         hidden = th.tanh(self.hidden(self.cnn(view.unflatten(1, (3, 7, 7))))).unflatten(1, (-1, HIDDEN))
         return (hidden * task.unsqueeze(-1)).flatten(1)
 

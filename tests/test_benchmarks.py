@@ -236,6 +236,23 @@ class TestMiniGrid:
             th.testing.assert_close(model.policy.extract_features(obs)[0], expected, atol=1e-5, rtol=0)
         assert looked_at == [len(set(zip(which, tasks, strict=True) if extractor.n_tasks else which))]
 
+    @pytest.mark.parametrize("model", ["PPO", "multi-head PPO", "GRPO"], indirect=True)
+    def test_features_are_remembered_until_the_weights_change(self, model: PPO) -> None:
+        extractor = model.policy.pi_features_extractor
+        assert isinstance(extractor, minigrid_tasks.ViewExtractor)
+        looked_at: list[int] = []
+        extractor.cnn.register_forward_hook(lambda *call: looked_at.append(len(call[2])))
+        for n_updates in range(2):
+            model.policy.set_training_mode(True)
+            expected = self.features(model)[0]  # nothing is remembered in an update
+            model.policy.set_training_mode(False)
+            for _ in range(2):
+                th.testing.assert_close(self.features(model)[0], expected, atol=1e-6, rtol=0)
+            # what the update and the first step of the rollout look at; views differ by the task where it is shown
+            assert looked_at == [3 if extractor.n_tasks else 1] * 2 * (n_updates + 1)
+            with th.no_grad():
+                extractor.hidden.weight += 0.1
+
     # the protocol's minibatches do not divide its rollouts
     @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size of 768")
     def test_scores_are_shares_of_what_can_be_achieved(self, monkeypatch: pytest.MonkeyPatch) -> None:
