@@ -111,7 +111,7 @@ class ViewExtractor(BaseFeaturesExtractor):
         self.remembered: dict[bytes, th.Tensor] = {}
 
     def train(self, mode: bool = True) -> "ViewExtractor":
-        # SB3 sets the mode before each rollout and each update: only between the two no weight changes
+        # SB3 sets the mode before each rollout, and while one is collected no weight changes
         self.remembered = {}
         return super().train(mode)
 
