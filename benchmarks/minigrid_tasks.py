@@ -21,7 +21,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from balance import REDUCTIONS, by_method, curves, plot_curves
+from balance import REDUCTIONS, by_method, plot_curves
 from common import RESULTS, parse_parts, run_part
 from gymnasium import spaces
 from measures import describe
@@ -215,16 +215,16 @@ def make_runs(seeds: list[int]) -> list[dict[str, Any]]:
 
 
 def scores_table(rows: list[dict[str, Any]], suite: str) -> Table:
-    columns = (name.removeprefix("MiniGrid-").removesuffix("-v0") for name in SUITES[suite])
-    reduced = (f"{name}, {when}" for name in REDUCTIONS for when in ("half way", "end"))
+    columns = (f"{name.removeprefix('MiniGrid-').removesuffix('-v0')}, end" for name in SUITES[suite])
+    reduced = (f"{name}, {when}" for name in REDUCTIONS for when in ("half way", "end", "second half"))
     table = Table("method", "seeds", *reduced, *columns, title=suite)
     for method, own in by_method(rows, METHODS).items():
-        values = []
-        for reduce in REDUCTIONS.values():
-            scores = curves(own, reduce)
-            values += [scores[:, scores.shape[1] // 2 - 1], scores[:, -1]]
-        values += list(np.array([row["result"]["returns"][-1] for row in own]).T)
-        table.add_row(method, str(len(own)), *(describe(column, 2) for column in values))
+        returns = np.array([row["result"]["returns"] for row in own])  # by run, evaluation and task
+        half = returns.shape[1] // 2
+        # an evaluation has few episodes: the mean over the second half is the least noisy of the three
+        scores = (returns[:, half - 1], returns[:, -1], returns[:, half:].mean(axis=1))
+        values = [reduce(score, axis=1) for reduce in REDUCTIONS.values() for score in scores]
+        table.add_row(method, str(len(own)), *(describe(column, 2) for column in (*values, *returns[:, -1].T)))
     return table
 
 
@@ -233,7 +233,7 @@ def main() -> None:
     for suite in arguments.parts:
         runs = make_runs(arguments.seeds or list(SEEDS))
         rows = run_part(run, runs, f"minigrid_{suite}", arguments, steps_per_task=2000, n_evaluations=1)
-        Console(width=160).print(scores_table(rows, suite))
+        Console(width=200).print(scores_table(rows, suite))
         path = (arguments.smoke or RESULTS) / f"minigrid_{suite}.png"
         plot_curves(rows, METHODS, "return, 1: achievable", (-0.05, 1.05), path)
 

@@ -261,11 +261,12 @@ class TestMiniGrid:
         monkeypatch.setattr(PPO, "learn", lambda self, *_, **__: self)
         assert minigrid_tasks.run("mt3", "PPO", seed=0, n_evaluations=2)["returns"] == [[0.5, 0.5, 0.5]] * 2
 
-    def test_table_has_half_way_and_end(self) -> None:
-        result = {"returns": [[0.0, 0.2, 0.4], [0.3, 0.6, 0.9]]}
+    def test_table_has_half_way_end_and_second_half(self) -> None:
+        result = {"returns": [[0.9, 0.9, 0.9], [0.0, 0.2, 0.4], [0.5, 0.1, 0.6], [0.3, 0.6, 0.9]]}
         table = minigrid_tasks.scores_table([{"run": {"method": "PPO"}, "result": result}], "mt3")
         cells = [str(next(iter(column.cells))).removesuffix(" [nan, nan]") for column in table.columns]
-        assert cells == ["PPO", "1", "0.00", "0.30", "0.20", "0.60", "0.30", "0.60", "0.90"]
+        # of the last two evaluations task by task: 0.4, 0.35 and 0.75
+        assert cells == ["PPO", "1", "0.00", "0.30", "0.35", "0.20", "0.60", "0.50", "0.30", "0.60", "0.90"]
 
 
 class TestMeasures:
