@@ -97,7 +97,7 @@ def probability_of_improvement(samples: Sequence[np.ndarray], base: Sequence[np.
 def describe(values: Iterable[float], digits: int = 0) -> str:
     """
     :param values: one per seed
-    :return: ``"IQM [low, high]"``
+    :return: ``"IQM [low, high]"``, of one run ``"value"``
     """
     values = list(values)
     return with_interval((iqm(values), iqm_interval(values)), digits)
@@ -105,7 +105,7 @@ def describe(values: Iterable[float], digits: int = 0) -> str:
 
 def with_interval(found: tuple[float, Interval], digits: int) -> str:
     """
-    :return: ``"value [low, high]"``
+    :return: ``"value [low, high]"``, of one run, which has no interval, ``"value"``
     """
     value, (low, high) = found
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f}" + ("" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
