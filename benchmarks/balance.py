@@ -60,7 +60,7 @@ class StepSizeGRPO(GRPO):
     def _compare_groups(self) -> tuple[Any, GroupBalance]:
         rollout, balance = super()._compare_groups()
         self.head_weights = th.ones(self.policy.max_groups)
-        self.head_weights[balance.groups] = balance.weights.float()
+        self.head_weights[th.as_tensor(balance.groups)] = th.as_tensor(balance.weights).float()
         return rollout._replace(weights=th.ones_like(rollout.weights)), balance
 
     def _make_update(self, max_kl: float | None) -> Update:
@@ -113,10 +113,10 @@ class TaskNormalisedBuffer(RolloutBuffer):
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         super().compute_returns_and_advantage(last_values, dones)
-        tasks = th.as_tensor(self.observations[..., -N_TASKS:].argmax(axis=-1).ravel())
-        advantages, steps = th.as_tensor(self.advantages.ravel()), tasks.bincount(minlength=N_TASKS)
+        tasks = self.observations[..., -N_TASKS:].argmax(axis=-1).ravel()
+        advantages, steps = self.advantages.ravel(), np.bincount(tasks, minlength=N_TASKS)
         means, deviations = (statistic(advantages, tasks, steps)[tasks] for statistic in (group_means, group_std))
-        self.advantages = ((advantages - means) / (deviations + 1e-8)).numpy().reshape(self.advantages.shape)
+        self.advantages = ((advantages - means) / (deviations + 1e-8)).astype(np.float32).reshape(self.advantages.shape)
 
 
 def is_lander(setting: str) -> bool:

@@ -15,18 +15,20 @@ by 1, 1, 10 and 0.1 (settings "drawn" and "scaled" of ``balance.py``, whose hype
 
 from typing import Any
 
+import numpy as np
 import torch as th
 from balance import REDUCTIONS, SEEDS, SETTINGS, by_method, curves, head_per_task, make_env, train_and_evaluate
 from common import parse_parts, run_part
 from measures import describe
 from rich.console import Console
 from rich.table import Table
+from scipy.special import softmax
 from torchjd.aggregation import UPGrad
 
 from sb3_grpo import GRPO
 from sb3_grpo.buffers import GroupRolloutBufferSamples
 from sb3_grpo.heads import HEAD_DIMS
-from sb3_grpo.losses import GroupBalance, score_fluctuation
+from sb3_grpo.losses import GroupBalance
 from sb3_grpo.update import EagerUpdate, Update, UpdateTerms, trained_parameters
 
 
@@ -35,11 +37,10 @@ class SoftmaxGRPO(GRPO):
 
     def _compare_groups(self) -> tuple[GroupRolloutBufferSamples, GroupBalance]:
         rollout, balance = super()._compare_groups()
-        behind = -balance.scores / score_fluctuation(rollout.returns.double(), "std")
         shares = balance.steps / balance.steps.sum()
-        weights = th.softmax(shares.log() + behind, dim=0) / shares
+        weights = softmax(np.log(shares) - balance.scores / balance.scale) / shares
         table = th.ones(self.policy.max_groups)
-        table[balance.groups] = weights.float()
+        table[th.as_tensor(balance.groups)] = th.as_tensor(weights).float()
         return rollout._replace(weights=table[rollout.groups]), balance._replace(weights=weights)
 
 

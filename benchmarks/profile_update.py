@@ -78,12 +78,12 @@ def profile_update() -> dict[str, float]:
     assert compiled._compiled_update is not None
     with by_parameter, flat, compiled._compiled_update as compiled_update:
         loss = model._update_terms(batch, 0.2, None).loss
-        vectors = (flat.flat, flat.exp_avg, flat.exp_avg_sq, flat.n_steps)
         gradients = th.autograd.grad(loss, flat.parameters, retain_graph=True)
 
         @th.no_grad()
         def clip_and_step() -> None:
-            flat._adam(vectors, gradients, 3e-4, flat.fused)
+            flat.gradient, _ = flat._clip(gradients)
+            flat._adam()
 
         return microseconds(
             {

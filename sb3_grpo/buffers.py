@@ -1,6 +1,6 @@
 """SB3's rollout buffers, extended with the group of every step."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_grpo.routing import split_obs
+from sb3_grpo.routing import Router
 
 
 class GroupRolloutBufferSamples(NamedTuple):
@@ -82,14 +82,28 @@ class GroupBufferMixin(RolloutBuffer):
             setattr(self, name, self.swap_and_flatten(getattr(self, name)))
         self.generator_ready = True
 
-    def assign_groups(self, route: Callable[[PyTorchObs], th.Tensor], cell_to_group: th.Tensor) -> None:
+    def assign_groups(self, router: Router | None, cell_to_group: th.Tensor) -> None:
         """
-        :param route: maps a batch of observations to their cells, shape ``(B,)``
+        Find out the cell and the group of every step.
+
+        :param router: maps observations to cells; ``None``: all steps are in cell 0
         :param cell_to_group: group of each cell, shape ``(n_cells,)``
+        :raises ValueError: if an observation does not name a cell
         """
         samples = self.samples()
-        self.cells = th.cat([route(part) for part in split_obs(samples.observations)])
+        self.cells = th.zeros_like(samples.groups)
+        if router is not None:
+            for part in router.parts(samples.observations):
+                router.check_routed(part)
+            self.cells = th.cat([router(part) for part in router.parts(samples.observations)])
         self._samples = samples._replace(groups=cell_to_group[self.cells])
+
+    def flat_rewards(self) -> np.ndarray:
+        """
+        :return: the rewards in the order of the samples, shape ``(B,)``; where a time limit ended an episode SB3 has added
+            the value of the last observation
+        """
+        return self.rewards.swapaxes(0, 1).ravel()
 
     def td_errors(self) -> th.Tensor:
         """

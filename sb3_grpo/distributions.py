@@ -216,7 +216,10 @@ def _normal(distribution: Distribution) -> tuple[th.Tensor, th.Tensor]:
 
 
 class DistributionFamily(ActionFamily):
-    """What has state of its own (gSDE's noise matrices) stays an SB3 distribution: ``params`` are that object."""
+    """
+    What has state of its own (gSDE's noise matrices), or is the user's own, stays an SB3 distribution: ``params`` are
+    that object.
+    """
 
     def params(self, outputs: Any, log_std: th.Tensor | None = None) -> Distribution:
         return outputs

@@ -5,7 +5,8 @@ Notation: ``C`` cells, ``K`` heads, of which some belong to active groups; a gro
 """
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch as th
 
@@ -52,6 +53,14 @@ class RegroupEvent(NamedTuple):
     groups: tuple[int, int]  # merge: the one that stays, the one that ends; split: the old one, the new one
     kl: float  # nats
     cell_to_group: list[int]  # afterwards
+
+    @classmethod
+    def from_json(cls, event: Sequence[Any]) -> "RegroupEvent":
+        """
+        :param event: the fields in order, as a saved model has them
+        """
+        timestep, kind, (first, second), kl, cells = event
+        return cls(int(timestep), str(kind), (int(first), int(second)), float(kl), [int(group) for group in cells])
 
 
 def sum_by(values: th.Tensor, member: th.Tensor, n: int) -> th.Tensor:

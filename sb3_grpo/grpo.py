@@ -1,17 +1,21 @@
 """GRPO: PPO with groups of decisions that have their own heads and are balanced against each other."""
 
+import io
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
 from torch.nn import functional as F
 
@@ -19,19 +23,39 @@ from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRoll
 from sb3_grpo.callbacks import RegroupCallback, contains_regroup_callback
 from sb3_grpo.grouping import RegroupEvent
 from sb3_grpo.heads import split_heads
+from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.losses import GroupBalance, approx_kl, balance_groups, clipped_surrogate, group_means, group_std
-from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy, NonFiniteError
+from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_grpo.probes import N_FOLDS
-from sb3_grpo.routing import split_obs
-from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate, Update, UpdateTerms, check_plain_adam, is_plain_adam
+from sb3_grpo.reward_units import RewardRecorder
+from sb3_grpo.routing import NonFiniteError
+from sb3_grpo.saving import (
+    HISTORY,
+    check_tensors,
+    complete_file,
+    optimizer_tensors,
+    read_attributes,
+    read_tensors,
+    restore_optimizer,
+    write_safetensors,
+)
+from sb3_grpo.update import (
+    CompiledUpdate,
+    EagerUpdate,
+    FlatUpdate,
+    PlainUpdate,
+    Update,
+    UpdateTerms,
+    check_plain_adam,
+    has_hooks,
+    takes_plain_steps,
+)
 
 SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
 
 # Defaults of regroup_freq and regroup_warmup: rollouts differ in length, what can be learnt from them does too.
 MIN_REGROUP_STEPS = 2048
 MIN_WARMUP_STEPS = 10_000
-# Groups beyond this number are logged to TensorBoard and files, but not printed.
-MAX_PRINTED_GROUPS = 8
 
 
 class GroupRecord(NamedTuple):
@@ -221,6 +245,8 @@ class GRPO(PPO):
         self.first_grouping: list[int] = []  # group of each cell before the first event
         self.compile = compile
         self._compiled_update: CompiledUpdate | None = None
+        self._callback: BaseCallback | None = None  # of the training that is going on
+        self._reward_recorder = RewardRecorder()
         # (group, steps, score, weight) of the last rollout
         self._group_stats: list[tuple[int, int, float, float]] = []
         self._group_seed: int | None = None
@@ -248,26 +274,23 @@ class GRPO(PPO):
         finally:
             # what the user gave is what load(policy_kwargs=...) compares with
             self.policy_kwargs = own_policy_kwargs
-        self._refuse_change(n_cells=self.policy.router.n_cells)
+        self._refuse_change(**self.policy.router.settings())
         self.n_groups, self.max_groups = self.policy.n_groups, self.policy.max_groups
         # a saved model holds plain lists
-        self.regroup_history = [
-            RegroupEvent(step, kind, (groups[0], groups[1]), kl, cells)
-            for step, kind, groups, kl, cells in self.regroup_history
-        ]
+        self.regroup_history = [RegroupEvent.from_json(event) for event in self.regroup_history]
         if not self.first_grouping:
             self.first_grouping = self.policy.cell_to_group.tolist()
         self._built_groups = dict(
-            n_groups=self.n_groups, max_groups=self.max_groups, router=router, n_cells=self.policy.router.n_cells
+            n_groups=self.n_groups,
+            max_groups=self.max_groups,
+            router=router,
+            scale_values=self.policy.scales_values,
+            **self.policy.router.settings(),
         )
         check_regrouping(self.merge_kl, self.split_kl, self.regroup_freq, self.regroup_warmup, self.probe_leash)
         # another number of heads would have everything compiled again
         self.policy.exact_single_group = not self.compile
-        if self.normalize_advantage == "group":
-            self.policy.scales_values = True
-            # a guess in the unit of 1 would be taken for returns where rewards are small
-            for parameter in self.policy.value_net.parameters():
-                th.nn.init.zeros_(parameter)
+        self.policy.check_heads()
         self.policy.note_groups()
         if self.router == "random":
             # nobody has said that random groups differ: they need not show for long that they do not
@@ -295,6 +318,8 @@ class GRPO(PPO):
             router=self.router,
             router_kwargs=router_kwargs,
             group_seed=self._group_seed,
+            # a model that was saved with units keeps them
+            scale_values=self._built_groups.get("scale_values", False) or self.normalize_advantage == "group",
         )
 
     def _refuse_change(self, **given: Any) -> None:
@@ -327,6 +352,9 @@ class GRPO(PPO):
         if reset_num_timesteps:
             # its time is counted in these steps
             self.regroup_history, self.first_grouping = [], self.policy.cell_to_group.tolist()
+        self.policy.check_heads()
+        if self.policy.max_groups == 1:
+            return total_timesteps, made_callback
         # the first look at real observations, before any training time is spent
         router, normalize = self.policy.router, self._vec_normalize_env
         assert self._last_obs is not None
@@ -336,20 +364,23 @@ class GRPO(PPO):
             router.check(obs_as_tensor(normalize.get_original_obs(), self.device))
         else:
             # wrapped further: what was normalised cannot be told from here, but it must at least be routed
-            router(obs_as_tensor(self._last_obs, self.device))
+            router.check_routed(obs_as_tensor(self._last_obs, self.device))
         return total_timesteps, made_callback
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_compiled_update"]
+        return [*super()._excluded_save_params(), "_compiled_update", "_callback", "_reward_recorder"]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
+        own: list[BaseCallback] = []
         if self.regroups and not contains_regroup_callback(callback):
-            callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
-            callback = [
-                *(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks),
-                RegroupCallback(),
-            ]
-        return super()._init_callback(callback, progress_bar)
+            own.append(RegroupCallback())
+        if self.policy.max_groups > 1:
+            own.append(self._reward_recorder)
+        if own:
+            callback = [*(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks), *own]
+        self._callback = super()._init_callback(callback, progress_bar)
+        return self._callback
 
     @property
     def groups(self) -> list[GroupRecord]:
@@ -365,6 +396,7 @@ class GRPO(PPO):
         """Update the policy with the rollout in the buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        check_learning_rates(self.policy.optimizer)
         # PPO._setup_model made schedules of them
         assert callable(self.clip_range)
         clip_range, clip_range_vf = self.clip_range(self._current_progress_remaining), None
@@ -384,8 +416,7 @@ class GRPO(PPO):
                 for batch in rollout.minibatches(self.batch_size):
                     history.append(update(batch, clip_range, clip_range_vf))
                     if not history[-1].accepted:
-                        if not history[-1].loss.isfinite():
-                            raise NonFiniteError(self._describe_nonfinite(batch))
+                        self._raise_if_nonfinite(history[-1], batch)
                         early_stopping = True
                         break
                 self._n_updates += 1
@@ -399,8 +430,9 @@ class GRPO(PPO):
             self.policy.compile_act()
         if probe_rollout is not None:
             assert self.policy.probes is not None
-            self.policy.probes.learn(**probe_rollout, scale_by_cell=self.normalize_advantage == "group")
-            self.policy.group_age += 1
+            with interrupts_delayed():
+                self.policy.probes.learn(**probe_rollout, scale_by_cell=self.normalize_advantage == "group")
+                self.policy.group_age += 1
         self._log_update(history, epoch_start, clip_range, clip_range_vf)
         self._log_groups(balance)
 
@@ -408,9 +440,11 @@ class GRPO(PPO):
         """
         :param max_kl: no step is taken beyond this KL divergence
         """
+        if has_hooks(self.policy):
+            return PlainUpdate(self.policy, self._update_terms, self.max_grad_norm, max_kl)
         if not self.compile:
             # with one group PPO's arithmetic to the last bit
-            flat = self.policy.max_groups > 1 and self.policy.only_group is None and is_plain_adam(self.policy.optimizer)
+            flat = self.policy.max_groups > 1 and self.policy.only_group is None and takes_plain_steps(self.policy)
             return (FlatUpdate if flat else EagerUpdate)(self.policy, self._update_terms, self.max_grad_norm, max_kl)
         if self._compiled_update is None:
             print("GRPO: the first update compiles the training step; this takes about half a minute", flush=True)
@@ -423,44 +457,63 @@ class GRPO(PPO):
         :return: the rollout as tensors, with groups, weights (and advantages, where they are normalised per
             group), and how its groups compare
         """
-        buffer = self.rollout_buffer
-        rewards = buffer.to_torch(buffer.swap_and_flatten(buffer.rewards)).flatten()
-        with th.no_grad():
-            buffer.assign_groups(self.policy.cells, self.policy.cell_to_group)
-            check_finite(buffer.samples(), rewards)
-            # all heads are equal until the first update: fitting the router now leaves the policy as it was
-            self.policy.router.fit(buffer.samples().observations, self.policy.group_seed)
-            buffer.assign_groups(self.policy.cells, self.policy.cell_to_group)
+        buffer, policy = self.rollout_buffer, self.policy
+        check_finite(buffer)
+        router = policy.router if policy.max_groups > 1 else None
+        buffer.assign_groups(router, policy.cell_to_group)
+        if router is not None and not router.is_fitted:
+            # the policy that collected the rollout had one head, that of cell 0
+            policy.spread_head(int(policy.cell_to_group[0]))
+            router.fit(buffer.samples().observations, policy.group_seed)
+            buffer.assign_groups(router, policy.cell_to_group)
         rollout = buffer.samples()
+        groups, returns = rollout.groups.cpu().numpy(), rollout.returns.cpu().numpy()
         if self.normalize_advantage == "group":
-            self.policy.learn_value_scale(rollout.returns, rollout.groups)
+            policy.learn_value_scale(returns, groups)
         rollout, advantage_scale = self._normalize_by_group(rollout)
-        coef = check_group_coef(self._group_coef_schedule(self._current_progress_remaining))
-        scores = rollout.returns if self.group_score == "return" else rewards
-        balance = balance_groups(rollout.groups, scores, advantage_scale, coef, self.group_scale)
-        weights = th.ones(self.policy.max_groups, device=self.device)
-        weights[balance.groups] = balance.weights.float()
-        return rollout._replace(weights=weights[rollout.groups]), balance
+        coef = check_group_coef(self._group_coef_schedule(max(self._current_progress_remaining, 0.0)))
+        scores = returns if self.group_score == "return" else buffer.flat_rewards()
+        # what a reward is worth differs from group to group: scores are compared in units of the group's rewards
+        per_unit = self._follow_reward_units()
+        balance = balance_groups(groups, scores * per_unit[groups], advantage_scale * per_unit, coef, self.group_scale)
+        weights = th.ones(policy.max_groups)
+        weights[th.as_tensor(balance.groups)] = th.as_tensor(balance.weights.astype(np.float32))
+        return rollout._replace(weights=weights.to(self.device)[rollout.groups]), balance
 
-    def _normalize_by_group(self, rollout: GroupRolloutBufferSamples) -> tuple[GroupRolloutBufferSamples, th.Tensor]:
+    def _follow_reward_units(self) -> np.ndarray:
+        """
+        :return: 1 / unit of each group's rewards, shape ``(max_groups,)``; 0 for groups that have had no reward other than
+            0: there is nothing to be measured by it
+        """
+        policy, buffer = self.policy, self.rollout_buffer
+        recorded = self._reward_recorder.rewards(buffer.buffer_size)
+        rewards = buffer.flat_rewards() if recorded is None else recorded.ravel()
+        with interrupts_delayed():
+            policy.reward_units.update(rewards, buffer.cells.cpu().numpy())
+        units = policy.reward_units.of_groups(policy.cell_to_group.cpu().numpy(), policy.max_groups)
+        return np.divide(1, units, out=np.zeros_like(units), where=units > 0)
+
+    def _normalize_by_group(self, rollout: GroupRolloutBufferSamples) -> tuple[GroupRolloutBufferSamples, np.ndarray]:
         """
         :return: the rollout, and the divisor of each group's advantages, shape ``(max_groups,)``
         """
-        advantages, groups = rollout.advantages, rollout.groups
+        n_groups, advantages = self.policy.max_groups, rollout.advantages.cpu().numpy().astype(np.float64)
         if self.normalize_advantage != "group":
-            scale = advantages.std() + 1e-8 if self.normalize_advantage else advantages.new_ones(())
-            return rollout, scale.expand(self.policy.max_groups)
-        steps = groups.bincount(minlength=self.policy.max_groups)
-        scale = group_std(advantages, groups, steps) + 1e-8
-        centred = advantages - group_means(advantages, groups, steps)[groups]
-        return rollout._replace(advantages=centred / scale[groups]), scale
+            scale = advantages.std(ddof=1) + 1e-8 if self.normalize_advantage else 1.0
+            return rollout, np.full(n_groups, scale)
+        groups = rollout.groups.cpu().numpy()
+        steps = np.bincount(groups, minlength=n_groups)
+        # SB3's arithmetic: in float32 the summand disappears beside all but the smallest deviations
+        scale = group_std(advantages, groups, steps).astype(np.float32) + np.float32(1e-8)
+        centred = (advantages - group_means(advantages, groups, steps)[groups]).astype(np.float32)
+        return rollout._replace(advantages=th.as_tensor(centred / scale[groups], device=self.device)), scale
 
     def _update_terms(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
         """
         PPO's loss, in which each step's surrogate is multiplied by its group's weight: the gradient of
         ``L_PPO + lambda * L_group`` at the policy that collected the rollout.
         """
-        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, self._actions(batch), batch.groups)
+        values, log_prob, entropy = self.policy.evaluate_rollout(batch.observations, self._actions(batch), batch.groups)
         values, old_values, returns = values.flatten(), batch.old_values, batch.returns
         if self.policy.scales_values:
             units = self.policy.value_units(batch.groups)
@@ -521,7 +574,7 @@ class GRPO(PPO):
         # Dropout and the like must neither draw random numbers nor learn anything here
         policy.set_training_mode(False)
         with th.no_grad():
-            latent = th.cat([policy.latent_pi(part) for part in split_obs(rollout.observations)])
+            latent = th.cat([policy.latent_pi(part) for part in policy.router.parts(rollout.observations)])
         policy.set_training_mode(True)
         return latent
 
@@ -550,16 +603,24 @@ class GRPO(PPO):
         assert self.policy.probes is not None
         return bool((self.policy.probes.cells >= 0).any())
 
-    def _describe_nonfinite(self, batch: GroupRolloutBufferSamples) -> str:
+    def _raise_if_nonfinite(self, terms: UpdateTerms, batch: GroupRolloutBufferSamples) -> None:
         """
-        :param batch: a minibatch whose loss is NaN or infinite
-        :return: what to tell the user
+        :param terms: of a minibatch with which no step was taken
+        :param batch: the minibatch
+        :raises NonFiniteError: if the reason is a loss or a gradient that is NaN or infinite
         """
+        if terms.loss.isfinite():
+            if math.isfinite(terms.gradient_norm):
+                return
+            raise NonFiniteError(
+                "the gradient is NaN or infinite although the loss is finite; the update was stopped before the optimizer "
+                "step. Look for an operation in the network whose derivative is not finite, such as the square root of 0."
+            )
         with th.no_grad():
-            values, log_prob, _ = self.policy.evaluate_actions(batch.observations, self._actions(batch), batch.groups)
+            values, log_prob, _ = self.policy.evaluate_rollout(batch.observations, self._actions(batch), batch.groups)
         squared_error, ratio = (batch.returns - values.flatten()).square(), (log_prob - batch.old_log_prob).exp()
         groups = batch.groups[~(squared_error.isfinite() & ratio.isfinite())].unique().tolist()
-        return (
+        raise NonFiniteError(
             f"the loss is NaN or infinite in groups {groups or batch.groups.unique().tolist()}; "
             "the update was stopped before the optimizer step. Lower `learning_rate`, or normalise the rewards."
         )
@@ -596,18 +657,16 @@ class GRPO(PPO):
             self.logger.record("train/clip_range_vf", clip_range_vf)
 
     def _log_groups(self, balance: GroupBalance) -> None:
-        total = int(balance.steps.sum())
         columns = (balance.groups, balance.steps, balance.scores, balance.weights)
         self._group_stats = list(zip(*(column.tolist() for column in columns), strict=True))
-        self.logger.record("groups/penalty", balance.penalty)
+        self.logger.record("groups/n_active", len(self.policy.active_groups))
         self.logger.record("groups/eta_squared", balance.eta_squared)
         self.logger.record("groups/coef_effective", balance.coef)
-        self.logger.record("groups/n_active", len(self.policy.active_groups))
-        exclude = "stdout" if self.policy.max_groups > MAX_PRINTED_GROUPS else None
+        self.logger.record("groups/penalty", balance.penalty, "stdout")
         for group, steps, score, weight in self._group_stats:
-            self.logger.record(f"groups/score_{group}", score, exclude)
-            self.logger.record(f"groups/weight_{group}", weight, exclude)
-            self.logger.record(f"groups/share_{group}", steps / total, exclude)
+            for name, value in (("score", score), ("weight", weight), ("share", steps / balance.steps.sum())):
+                # in files and TensorBoard; a table of the console would be too long
+                self.logger.record(f"groups/{name}_{group}", value, "stdout")
 
     def learn(
         self: SelfGRPO,
@@ -618,7 +677,137 @@ class GRPO(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfGRPO:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        try:
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        except BaseException:
+            self._end_interrupted_training()
+            raise
+
+    def _end_interrupted_training(self) -> None:
+        """Leave environments and callbacks as they are after a training that ends by itself, also after Ctrl-C."""
+        # an environment may have been stopped in the middle of a step: the next training begins with a reset
+        self._last_obs = None
+        if self._callback is not None:
+            tell_interrupted(self._callback)
+
+    def save(
+        self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """
+        Save the model in a zip file; the file is replaced when the new one is complete, also if the process is killed.
+
+        :param path: file, with or without ``.zip``, whose folders are made if they are missing; or an open file
+        :param exclude: names of attributes that are not saved, in addition to SB3's
+        :param include: names of attributes that are saved although they would not be
+        """
+        if not isinstance(path, (str, Path)):
+            super().save(path, exclude, include)
+            return
+        content = io.BytesIO()
+        super().save(content, exclude, include)
+        path = Path(path)
+        path = path if path.suffix else path.with_name(f"{path.name}.zip")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as part:
+            part.write_bytes(content.getbuffer())
+
+    @classmethod
+    def load(
+        cls: type[SelfGRPO],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfGRPO:
+        """
+        Load a model from a zip file; as in SB3 this can run code that the file contains.
+
+        Load only files that you trust. For others build the model with its arguments and call :meth:`load_tensors`, which
+        reads numbers only.
+
+        :param path: file, or an open file
+        :param env: environment to train in; ``None``: none, enough for ``predict``. The number of environments may differ
+        :param device: as in the constructor
+        :param custom_objects: objects to use instead of those in the file, by name
+        :param print_system_info: print the versions of the packages of the saved model and of this process
+        :param force_reset: reset the environment before training goes on
+        :param kwargs: arguments of the constructor that are to be changed, with the same checks
+        :return: the model
+        :raises ValueError: if the file is one of another algorithm, or an argument that is to be changed is out of its range
+            or decides the meaning of the saved groups
+        """
+        if "regroup_history" not in read_attributes(path):
+            raise ValueError(
+                f"`path` must be a file of GRPO, got one of another algorithm (perhaps PPO): {path}. To begin with what PPO "
+                "has learnt, build a GRPO model and call its set_parameters(path): every group gets a copy of PPO's head."
+            )
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Copy the parameters of a saved model, or of ``get_parameters()``, into this one.
+
+        The parameters may be PPO's, or those of GRPO with one group: then every group gets a copy of their head. If there
+        are several groups, the optimizer begins anew, since the moments of one head do not fit them.
+
+        :param load_path_or_dict: zip file, or dictionary of ``state_dict()``
+        :param exact_match: whether all names must be there
+        :param device: device to load the file to
+        """
+        params: Any = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        if self.policy.max_groups > 1 and self.policy.is_one_head(params.get("policy", {})):
+            empty = {**self.policy.optimizer.state_dict(), "state": {}}
+            params = {**params, "policy.optimizer": empty}
+        super().set_parameters(params, exact_match, device)
+
+    def save_tensors(self, path: str | Path) -> None:
+        """
+        Write weights, optimizer state, groups and history into a safetensors file, which holds no code.
+
+        :param path: file to write
+        :raises ImportError: if the package safetensors is not installed
+        """
+        write_safetensors(Path(path), self._tensors(), {name: getattr(self, name) for name in HISTORY})
+
+    def load_tensors(self, path: str | Path) -> None:
+        """
+        Take over weights, optimizer state, groups and history from a file without running code that it may contain.
+
+        :param path: zip file of :meth:`save`, or safetensors file of :meth:`save_tensors`, of a model that was built with the
+            same arguments
+        :raises ValueError: if the file does not fit this model; the model is left as it was
+        """
+        tensors, history = read_tensors(Path(path), str(self.device))
+        events = [RegroupEvent.from_json(event) for event in history["regroup_history"]]
+        check_tensors(tensors, self._tensors(), self.policy.optimizer)
+        self.policy.load_state_dict({name: tensors[f"policy/{name}"] for name in self.policy.state_dict()})
+        restore_optimizer(self.policy.optimizer, tensors)
+        for name in self._get_torch_save_params()[1]:
+            recursive_getattr(self, name).copy_(tensors[name])
+        self.regroup_history, self.num_timesteps = events, int(history["num_timesteps"])
+        self.first_grouping = [int(group) for group in history["first_grouping"]]
+
+    def _tensors(self) -> dict[str, th.Tensor]:
+        """
+        :return: everything that is to be saved and is a tensor, by name
+        """
+        policy, kept = self.policy, self._get_torch_save_params()[1]
+        return {
+            **{f"policy/{name}": tensor for name, tensor in policy.state_dict().items()},
+            **optimizer_tensors(policy.optimizer),
+            **{name: recursive_getattr(self, name) for name in kept},
+        }
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return state_dicts, [*tensors, *(f"policy.{name}" for name in self.policy.bookkeeping())]
 
 
 def check_regrouping(
@@ -641,6 +830,16 @@ def check_regrouping(
             raise ValueError(f"`{name}` must be an integer of at least {least}, or None, got {number}")
     if not 0 < probe_leash < math.inf:
         raise ValueError(f"`probe_leash` must be finite and above 0, got {probe_leash}")
+
+
+def tell_interrupted(callback: BaseCallback) -> None:
+    """
+    :param callback: whose ``on_training_interrupted()``, if it has one, is to be called, as well as those of its children
+    """
+    for child in getattr(callback, "callbacks", []):
+        tell_interrupted(child)
+    if hasattr(callback, "on_training_interrupted"):
+        callback.on_training_interrupted()
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -685,22 +884,27 @@ def check_group_coef(value: float) -> float:
     return value
 
 
-def check_finite(rollout: GroupRolloutBufferSamples, rewards: th.Tensor) -> None:
+def check_finite(buffer: GroupRolloutBuffer) -> None:
     """
-    :raises NonFiniteError: if a reward, an observation or an advantage of the rollout is NaN or infinite
+    :raises NonFiniteError: if a reward or an advantage of the rollout is NaN or infinite
     """
-    columns = {"rewards": rewards}
-    if isinstance(rollout.observations, dict):
-        columns.update({f"observations {key!r}": values for key, values in rollout.observations.items()})
-    else:
-        columns["observations"] = rollout.observations
-    # last, because the others are its causes
-    columns["advantages"] = rollout.advantages
-    for name, values in columns.items():
-        finite = values.isfinite().flatten(1).all(dim=1) if values.ndim > 1 else values.isfinite()
+    # advantages last, because rewards are their cause
+    for name, values in {"rewards": buffer.flat_rewards(), "advantages": buffer.samples().advantages.cpu().numpy()}.items():
+        finite = np.isfinite(values)
         if not finite.all():
-            groups = rollout.groups[~finite].unique().tolist()
+            environments = sorted(set((~finite).nonzero()[0] // buffer.buffer_size))
             raise NonFiniteError(
                 f"{name} must be finite, but {int((~finite).sum())} of {len(finite)} steps of the rollout have NaN or "
-                f"infinite values, in groups {groups}; the policy was left as it was"
+                f"infinite values (environments {[int(index) for index in environments]}); the policy was left as it was"
+            )
+
+
+def check_learning_rates(optimizer: th.optim.Optimizer) -> None:
+    """
+    :raises NonFiniteError: if the learning rate of a parameter group is NaN or infinite
+    """
+    for group in optimizer.param_groups:
+        if not math.isfinite(group["lr"]):
+            raise NonFiniteError(
+                f"`learning_rate` must be finite, but its schedule returned {group['lr']}; the policy was left as it was"
             )

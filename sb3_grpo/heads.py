@@ -1,6 +1,6 @@
 """Heads as they are stored: side by side in a few parameters, each with the optimizer's moments."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,9 @@ def split_heads(tensor: th.Tensor, dim: int, n_heads: int) -> th.Tensor:
     :param n_heads: number of heads
     :return: a view in which the first dimension counts the heads
     """
-    return tensor.unflatten(dim, (n_heads, -1)).movedim(0 if dim == 0 else -2, 0)
+    heads = tensor.unflatten(dim, (n_heads, -1))
+    # a permutation that changes nothing would be written into exported models, which cannot be loaded then
+    return heads if dim == 0 or tensor.ndim == 1 else heads.movedim(-2, 0)
 
 
 def _head_views(policy: ActorCriticPolicy, n_heads: int) -> Iterator[tuple[th.Tensor, bool]]:
@@ -69,6 +71,19 @@ def merge_heads(policy: ActorCriticPolicy, keep: int, gone: int, share: float, n
             heads[gone] = 0
 
 
+def repeat_heads(state_dict: Mapping[str, th.Tensor], n_heads: int) -> dict[str, th.Tensor]:
+    """
+    :param state_dict: of a policy with one head
+    :param n_heads: number of heads
+    :return: that of a policy with ``n_heads`` copies of the head
+    """
+    repeated = dict(state_dict)
+    for name, dim in HEAD_DIMS.items():
+        if name in state_dict:
+            repeated[name] = th.cat([state_dict[name]] * n_heads, dim=dim)
+    return repeated
+
+
 @contextmanager
 def only_head(policy: ActorCriticPolicy, head: int, n_heads: int) -> Iterator[None]:
     """
@@ -98,6 +113,9 @@ def only_head(policy: ActorCriticPolicy, head: int, n_heads: int) -> Iterator[No
     finally:
         for name, parameter in whole.items():
             _replace(policy, name, parameter)
+            if (gradient := narrow[name].grad) is not None:
+                parameter.grad = th.zeros_like(parameter)
+                _own(parameter.grad, name, head, n_heads).copy_(gradient)
             _own(parameter.data, name, head, n_heads).copy_(narrow[name].data)
             for key, value in states.pop(narrow[name]).items():
                 if _is_moment(value, narrow[name]):

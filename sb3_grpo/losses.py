@@ -1,4 +1,8 @@
-"""The mathematics of GRPO as pure functions of tensors; no policy, no algorithm.
+"""
+The mathematics of GRPO as pure functions; no policy, no algorithm.
+
+What concerns a few groups works on NumPy arrays and on tensors alike. Statistics of a whole rollout are NumPy's, in
+float64: the same on every device, also on those without float64 or with sums in no fixed order.
 
 Notation: ``B`` steps in a rollout, ``K`` groups with at least one step in it, ``R_i`` the mean score
 of group ``i``, ``n_i`` its number of steps, ``sigma_R`` the fluctuation of the scores over *all* steps,
@@ -6,15 +10,18 @@ of group ``i``, ``n_i`` its number of steps, ``sigma_R`` the fluctuation of the 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch as th
+
+Array = TypeVar("Array", np.ndarray, th.Tensor)
 
 # Below this fluctuation the scores say nothing about the groups, and the penalty is switched off.
 MIN_SCALE = 1e-8
 
 
-def relative_advantage_matrix(scores: th.Tensor, scale: th.Tensor | float) -> th.Tensor:
+def relative_advantage_matrix(scores: Array, scale: Any) -> Array:
     """
     Compare every group with every other: ``D_ij = (R_i - R_j) / sigma_R``.
 
@@ -29,21 +36,21 @@ def relative_advantage_matrix(scores: th.Tensor, scale: th.Tensor | float) -> th
     """
     if scores.ndim != 1:
         raise ValueError(f"`scores` must have shape (K,), got {tuple(scores.shape)}")
-    differences = scores.unsqueeze(1) - scores.unsqueeze(0)
-    return differences / scale if scale >= MIN_SCALE else th.zeros_like(differences)
+    differences = scores[:, None] - scores[None, :]
+    return differences / scale if scale >= MIN_SCALE else 0 * differences
 
 
-def group_penalty(matrix: th.Tensor) -> th.Tensor:
+def group_penalty(matrix: Array) -> Any:
     """
     ``L_group = ||M||_F^2 = sum_ij D_ij^2``; for equally large groups ``2 K^2 eta^2``.
 
     :param matrix: relative advantages, shape ``(K, K)``
     :return: scalar, at least 0
     """
-    return matrix.square().sum()
+    return (matrix**2).sum()
 
 
-def penalty_slope(scores: th.Tensor, scale: th.Tensor | float) -> th.Tensor:
+def penalty_slope(scores: Array, scale: Any) -> Array:
     """
     Derivative of the penalty with respect to the groups' scores:
     ``d L_group / d R_i = 4 K (R_i - mean_j R_j) / sigma_R^2``.
@@ -53,11 +60,11 @@ def penalty_slope(scores: th.Tensor, scale: th.Tensor | float) -> th.Tensor:
     :return: shape ``(K,)``, sums to 0; positive for groups that are ahead
     """
     if scale < MIN_SCALE:
-        return th.zeros_like(scores)
+        return 0 * scores
     return 4 * len(scores) * (scores - scores.mean()) / scale**2
 
 
-def largest_group_coef(slope: th.Tensor, shares: th.Tensor, advantage_scale: th.Tensor) -> float:
+def largest_group_coef(slope: Array, shares: Array, advantage_scale: Array) -> float:
     """
     The largest lambda at which no group is trained to become worse.
 
@@ -69,11 +76,12 @@ def largest_group_coef(slope: th.Tensor, shares: th.Tensor, advantage_scale: th.
     :param advantage_scale: divisor that normalises each group's advantages, shape ``(K,)``
     :return: at least 0; ``inf`` when no group is ahead of the others
     """
-    ahead = slope > 0
-    return (shares / (advantage_scale * slope))[ahead].min().item() if ahead.any() else math.inf
+    # advantages that are all 0 have a weight of 1 whatever lambda is
+    ahead = (slope > 0) & (advantage_scale > 0)
+    return float((shares[ahead] / (advantage_scale[ahead] * slope[ahead])).min()) if ahead.any() else math.inf
 
 
-def group_weights(slope: th.Tensor, shares: th.Tensor, advantage_scale: th.Tensor, coef: float) -> th.Tensor:
+def group_weights(slope: Array, shares: Array, advantage_scale: Array, coef: float) -> Array:
     """
     Factor on each group's policy-gradient loss that makes its gradient that of ``L_PPO + lambda * L_group``.
 
@@ -86,12 +94,12 @@ def group_weights(slope: th.Tensor, shares: th.Tensor, advantage_scale: th.Tenso
     :param coef: lambda, between 0 and :func:`largest_group_coef`
     :return: shape ``(K,)``, at least 0
     """
-    return (1 - coef * slope * advantage_scale / shares).clamp(min=0)
+    weights = 1 - coef * slope * advantage_scale / shares
+    # at the largest lambda rounding can leave a weight a little below 0
+    return weights * (weights > 0)
 
 
-def effort_shares(
-    scores: th.Tensor, scale: th.Tensor | float, shares: th.Tensor, advantage_scale: float, coef: float
-) -> th.Tensor:
+def effort_shares(scores: Array, scale: float, shares: Array, advantage_scale: float, coef: float) -> Array:
     """
     The balance as shares of the data instead of weights on the loss: ``share_i * weight_i``, which sums to 1.
 
@@ -103,12 +111,12 @@ def effort_shares(
     :return: shape ``(K,)``, at least 0; larger than ``shares`` for groups that are behind
     """
     slope = penalty_slope(scores, scale)
-    divisor = th.full_like(scores, advantage_scale)
+    divisor = 0 * scores + advantage_scale
     coef = min(coef, largest_group_coef(slope, shares, divisor))
     return shares * group_weights(slope, shares, divisor, coef)
 
 
-def score_fluctuation(step_scores: th.Tensor, kind: str) -> th.Tensor:
+def score_fluctuation(step_scores: Array, kind: str) -> Any:
     """
     ``sigma_R``, pooled over all steps of the rollout.
 
@@ -118,25 +126,26 @@ def score_fluctuation(step_scores: th.Tensor, kind: str) -> th.Tensor:
     """
     if kind == "range":
         return step_scores.max() - step_scores.min()
-    return step_scores.std(correction=0)
+    return ((step_scores - step_scores.mean()) ** 2).mean() ** 0.5
 
 
 class GroupBalance(NamedTuple):
-    """How the groups of one rollout compare; the tensors have one entry per group that has steps in it."""
+    """How the groups of one rollout compare; the arrays have one entry per group that has steps in it."""
 
-    groups: th.Tensor  # group IDs, ascending
-    steps: th.Tensor  # n_i
-    scores: th.Tensor  # R_i
-    weights: th.Tensor  # factor on the policy-gradient loss, 1 = PPO
+    groups: np.ndarray  # group IDs, ascending
+    steps: np.ndarray  # n_i
+    scores: np.ndarray  # R_i
+    weights: np.ndarray  # factor on the policy-gradient loss, 1 = PPO
+    scale: float  # sigma_R
     penalty: float  # ||M||_F^2
     eta_squared: float  # share of the score's variance that the groups explain, 0 to 1
     coef: float  # lambda after the cap
 
 
 def balance_groups(
-    groups: th.Tensor,
-    step_scores: th.Tensor,
-    advantage_scale: th.Tensor,
+    groups: np.ndarray,
+    step_scores: np.ndarray,
+    advantage_scale: np.ndarray,
     coef: float,
     scale_kind: str = "std",
 ) -> GroupBalance:
@@ -148,52 +157,52 @@ def balance_groups(
 
     :param groups: group of each step, shape ``(B,)``, integers in ``[0, max_groups)``
     :param step_scores: score of each step, shape ``(B,)``
-    :param advantage_scale: divisor that normalises the advantages of each group, shape ``(max_groups,)``
+    :param advantage_scale: divisor that normalises the advantages of each group, in the unit of the scores, shape
+        ``(max_groups,)``
     :param coef: lambda, at least 0
     :param scale_kind: ``"std"`` or ``"range"``, see :func:`score_fluctuation`
     """
-    present, member, steps = groups.unique(return_inverse=True, return_counts=True)
-    step_scores = step_scores.double()
+    present, member, steps = np.unique(groups, return_inverse=True, return_counts=True)
+    step_scores = np.asarray(step_scores, dtype=np.float64)
     scores = group_means(step_scores, member, steps)
     scale = score_fluctuation(step_scores, scale_kind)
-    shares, divisor = steps.double() / len(groups), advantage_scale.double()[present]
+    shares, divisor = steps / len(groups), np.asarray(advantage_scale, dtype=np.float64)[present]
     slope = penalty_slope(scores, scale)
     coef = min(coef, largest_group_coef(slope, shares, divisor))
-    total = step_scores.var(correction=0)
-    between = (shares * (scores - step_scores.mean()).square()).sum()
+    total = step_scores.var()
+    between = (shares * (scores - step_scores.mean()) ** 2).sum()
     return GroupBalance(
         groups=present,
         steps=steps,
         scores=scores,
         weights=group_weights(slope, shares, divisor, coef),
-        penalty=group_penalty(relative_advantage_matrix(scores, scale)).item(),
-        eta_squared=(between / total).item() if total >= MIN_SCALE**2 else 0.0,
+        scale=float(scale),
+        penalty=float(group_penalty(relative_advantage_matrix(scores, scale))),
+        eta_squared=float(between / total) if total >= MIN_SCALE**2 else 0.0,
         coef=coef,
     )
 
 
-def group_means(values: th.Tensor, member: th.Tensor, steps: th.Tensor) -> th.Tensor:
+def group_means(values: np.ndarray, member: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """
     Mean of ``values`` in each group.
 
     :param values: shape ``(B,)``
     :param member: group of each step, shape ``(B,)``, integers in ``[0, K)``
     :param steps: number of steps of each group, shape ``(K,)``; the mean of a group without steps is 0
-    :return: shape ``(K,)``
+    :return: shape ``(K,)``, float64
     """
-    sums = values.new_zeros(len(steps)).index_add_(0, member, values)
-    return sums / steps.clamp(min=1)
+    return np.bincount(member, values, minlength=len(steps)) / np.maximum(steps, 1)
 
 
-def group_std(values: th.Tensor, member: th.Tensor, steps: th.Tensor) -> th.Tensor:
+def group_std(values: np.ndarray, member: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """
     Standard deviation (sample) of ``values`` in each group; arguments as :func:`group_means`.
 
-    :return: shape ``(K,)``; 0 for groups of less than two steps
+    :return: shape ``(K,)``, float64; 0 for groups of less than two steps
     """
     centred = values - group_means(values, member, steps)[member]
-    sums = values.new_zeros(len(steps)).index_add_(0, member, centred.square())
-    return (sums / (steps - 1).clamp(min=1)).sqrt()
+    return np.sqrt(np.bincount(member, centred**2, minlength=len(steps)) / np.maximum(steps - 1, 1))
 
 
 def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:

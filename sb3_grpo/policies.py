@@ -1,7 +1,7 @@
 """SB3's actor-critic policies with one action head and one value head per group."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,6 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     Distribution,
-    MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
     TanhBijector,
 )
@@ -27,6 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_grpo.distributions import (
+    DistributionFamily,
     GroupStateDependentNoiseDistribution,
     choose_head,
     head_rows,
@@ -34,17 +34,15 @@ from sb3_grpo.distributions import (
     repeat_linear,
 )
 from sb3_grpo.grouping import Merge, Split, apply_plan
-from sb3_grpo.heads import HEAD_DIMS, copy_head, merge_heads, only_head, split_heads
+from sb3_grpo.heads import HEAD_DIMS, copy_head, merge_heads, only_head, repeat_heads, split_heads
+from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.losses import MIN_SCALE, group_means
 from sb3_grpo.probes import Probes
-from sb3_grpo.routing import make_router
+from sb3_grpo.reward_units import RewardUnits
+from sb3_grpo.routing import NonFiniteError, make_router
 
 # Steps of a group after which what its returns were counts half
 VALUE_HALF_LIFE = 5000
-
-
-class NonFiniteError(ValueError):
-    """Something is NaN or infinite: data, outputs of the policy, or the loss."""
 
 
 class GroupActorCriticPolicy(ActorCriticPolicy):
@@ -67,6 +65,8 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         see :func:`sb3_grpo.routing.make_router`
     :param router_kwargs: keyword arguments of the router
     :param group_seed: seed for dealing cells to groups and for the random router
+    :param scale_values: value heads in units of their group's returns; they begin with 0, since a guess in the unit of 1
+        would be taken for returns where rewards are small
     :param kwargs: as in SB3's policy
     :raises ValueError: if the router does not fit the observation space, or the number of groups the cells
     """
@@ -75,8 +75,6 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     group_age: th.Tensor
     value_scale: th.Tensor
     value_steps: th.Tensor
-    # Whether the units of the value heads may be other than 1
-    scales_values = False
     # Whether a single active group is computed in the shapes of SB3's policy, to its last bit
     exact_single_group = True
     _compiled_act: Callable[[PyTorchObs, bool], tuple[th.Tensor, ...]] | None = None
@@ -94,6 +92,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         router: str | Callable[[Any], Any] = "random",
         router_kwargs: dict[str, Any] | None = None,
         group_seed: int = 0,
+        scale_values: bool = False,
         **kwargs: Any,
     ):
         made_router = make_router(router, observation_space, router_kwargs)
@@ -108,22 +107,37 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         self.router = made_router
         entries = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
         self._image_keys = {key for key, space in entries.items() if self.normalize_images and is_image_space(space)}
-        self.register_buffer("cell_to_group", th.as_tensor(deal_cells(made_router.n_cells, n_groups, group_seed)))
+        # state_dict() has it as float: users average parameters, and draw random ones
+        cell_to_group = th.as_tensor(deal_cells(made_router.n_cells, n_groups, group_seed))
+        self.register_buffer("cell_to_group", cell_to_group, persistent=False)
         # rollouts that each group has existed for
-        self.register_buffer("group_age", th.zeros(max_groups, dtype=th.long))
+        self.register_buffer("group_age", th.zeros(max_groups), persistent=False)
         # unit of each value head, and from how many steps it is known
-        self.register_buffer("value_scale", th.ones(max_groups))
-        self.register_buffer("value_steps", th.zeros(max_groups))
+        self.scales_values = scale_values
+        self.register_buffer("value_scale", th.ones(max_groups), persistent=scale_values)
+        self.register_buffer("value_steps", th.zeros(max_groups), persistent=False)
+        if scale_values:
+            for parameter in self.value_net.parameters():
+                nn.init.zeros_(parameter)
         self.group_seed = group_seed
+        self.reward_units = RewardUnits(made_router.n_cells)
         self.probes: Probes | None = None
         if max_groups > 1:
-            assert isinstance(self.action_net, nn.Linear)
-            n_outputs = len(self.action_net.bias) // max_groups
+            n_outputs = self._head_size("action_net")
             family = make_action_family(action_space, use_sde=False)
             self.probes = Probes(self.mlp_extractor.latent_dim_pi, n_outputs, made_router.n_cells, family)
+        else:
+            # nothing depends on the cells: state_dict() is that of SB3's policy
+            for name, buffer in list(made_router.named_buffers()):
+                nn.Module.register_buffer(made_router, name, buffer, persistent=False)
         self.note_groups()
         self._group_kwargs = dict(
-            n_groups=n_groups, max_groups=max_groups, router=router, router_kwargs=router_kwargs, group_seed=group_seed
+            n_groups=n_groups,
+            max_groups=max_groups,
+            router=router,
+            router_kwargs=router_kwargs,
+            group_seed=group_seed,
+            scale_values=scale_values,
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -132,14 +146,18 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.action_family = make_action_family(self.action_space, self.use_sde)
-        if self.max_groups == 1:
-            return
+        if self.max_groups > 1:
+            self._build_heads(lr_schedule)
+        self._built_distribution = type(self.action_dist)
+
+    def _build_heads(self, lr_schedule: Schedule) -> None:
         assert isinstance(self.action_net, nn.Linear)
         self.action_net = repeat_linear(self.action_net, self.max_groups)
         self.value_net = repeat_linear(self.value_net, self.max_groups)
         if isinstance(self.action_dist, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
             heads = [1] * (self.log_std.ndim - 1) + [self.max_groups]
             self.log_std = nn.Parameter(self.log_std.detach().repeat(heads))
+            self._log_std_shape = self.log_std.shape
         if isinstance(self.action_dist, StateDependentNoiseDistribution):
             assert self.dist_kwargs is not None
             assert self.action_dist.latent_sde_dim is not None
@@ -184,11 +202,95 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         alone = self.exact_single_group and self.max_groups > 1 and len(active) == 1
         self.only_group = active[0] if alone else None
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().load_state_dict(*args, **kwargs)
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.max_groups > 1:
+            destination[f"{prefix}cell_to_group"] = self.cell_to_group.float()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """
+        Copy parameters, and the groups that belong to them, into this policy.
+
+        A ``state_dict`` with one head (that of SB3's policy, or of a GRPO policy with one group) fits a policy with
+        several: each of its groups gets a copy of the head.
+
+        :param state_dict: from ``state_dict()``
+        :param strict: whether all names must be there, as in torch
+        :param assign: as in torch
+        :return: missing and unexpected names, as in torch
+        """
+        state = dict(state_dict)
+        if self.max_groups > 1 and self.is_one_head(state):
+            own = {name: value for name, value in self.state_dict().items() if name not in dict(self.named_parameters())}
+            own.pop("value_scale", None)
+            state = {**own, **repeat_heads(state, self.max_groups)}
+        if self.scales_values:
+            state["value_scale"] = state.get("value_scale", th.ones(1)).expand(self.max_groups)
+        groups = state.pop("cell_to_group", None)
+        result = super().load_state_dict(state, strict, assign)
+        if groups is not None:
+            # whatever has been done to the numbers, they name groups
+            self.cell_to_group.copy_(groups.round().clamp(0, self.max_groups - 1))
+        elif strict and self.max_groups > 1:
+            raise RuntimeError('missing key in state_dict: "cell_to_group"')
         self.note_groups()
-        self.scales_values = self.scales_values or bool((self.value_scale != 1).any())
         return result
+
+    def is_one_head(self, state_dict: Mapping[str, Any]) -> bool:
+        """
+        :param state_dict: of a policy for the same action space
+        :return: whether it has exactly one head
+        """
+        bias = state_dict.get("value_net.bias")
+        return bias is not None and len(bias) == 1
+
+    def bookkeeping(self) -> list[str]:
+        """
+        :return: names of the tensors that training goes on with but no action depends on; ``state_dict()`` is without them
+        """
+        names = ["group_age", "value_steps", "reward_units.size", "reward_units.count"]
+        return names if self.probes is None else [*names, *(f"probes.{name}" for name in self.probes.saved_buffers())]
+
+    def check_heads(self) -> None:
+        """
+        Find out what a subclass, or the user of this policy, has changed in it.
+
+        :raises ValueError: if the change does not go together with more than one head
+        """
+        overridden = type(self)._get_action_dist_from_latent is not ActorCriticPolicy._get_action_dist_from_latent
+        foreign = overridden or type(self.action_dist) is not self._built_distribution
+        if foreign and self.max_groups == 1:
+            self.action_family = DistributionFamily()
+        if self.max_groups == 1:
+            return
+        if foreign:
+            what = "_get_action_dist_from_latent" if overridden else f"action_dist ({type(self.action_dist).__name__})"
+            raise ValueError(
+                f"`{what}` of a policy can be changed with `n_groups=1` only: how {self.max_groups} heads make one action "
+                "distribution is not its business. Override `get_distribution` to change what predict() does."
+            )
+        for name in ("action_net", "value_net"):
+            self._head_size(name)
+        log_std = getattr(self, "log_std", None)
+        if log_std is not None and log_std.shape != self._log_std_shape:
+            raise ValueError(
+                f"`log_std` must have shape {tuple(self._log_std_shape)}, which is {self.max_groups} heads side by side, "
+                f"got {tuple(log_std.shape)}"
+            )
+
+    def _head_size(self, name: str) -> int:
+        """
+        :param name: ``"action_net"`` or ``"value_net"``
+        :return: outputs of one of its heads
+        :raises ValueError: if it does not hold ``max_groups`` heads side by side
+        """
+        net = getattr(self, name)
+        if type(net) is not nn.Linear or net.out_features % self.max_groups:
+            raise ValueError(
+                f"`{name}` must be one torch.nn.Linear with `max_groups` ({self.max_groups}) heads side by side, got {net}; "
+                "with `n_groups=1` it may be any module"
+            )
+        return net.out_features // self.max_groups
 
     @contextmanager
     def trained_alone(self) -> Iterator[None]:
@@ -207,8 +309,14 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         """
         Merge or split groups: cells are relabelled, heads and the optimizer's moments copied or averaged.
 
+        An interrupt waits until the event is complete.
+
         :param event: from :func:`sb3_grpo.grouping.plan_regrouping`
         """
+        with interrupts_delayed():
+            self._regroup(event)
+
+    def _regroup(self, event: Merge | Split) -> None:
         if isinstance(event, Merge):
             both = th.tensor([event.keep, event.gone], device=self.device)
             share = th.tensor([event.share, 1 - event.share], device=self.device)
@@ -225,20 +333,35 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         self.cell_to_group.copy_(apply_plan([event], self.cell_to_group))
         self.note_groups()
 
-    def learn_value_scale(self, returns: th.Tensor, groups: th.Tensor) -> None:
+    def spread_head(self, group: int) -> None:
+        """
+        Give all groups the head of one of them.
+
+        :param group: whose head
+        """
+        for other in range(self.max_groups):
+            if other != group:
+                copy_head(self, group, other, self.max_groups)
+
+    def learn_value_scale(self, returns: np.ndarray, groups: np.ndarray) -> None:
         """
         Follow the size of the returns of each group: the root of their mean square, in which older steps count less.
 
         :param returns: shape ``(B,)``
         :param groups: group of each, shape ``(B,)``
         """
-        present, member, steps = groups.unique(return_inverse=True, return_counts=True)
+        present, member, steps = np.unique(groups, return_inverse=True, return_counts=True)
+        known, scale = (tensor.cpu().numpy().astype(np.float64)[present] for tensor in (self.value_steps, self.value_scale))
         # all steps alike until there are many
-        rate = th.maximum(1 - 0.5 ** (steps / VALUE_HALF_LIFE), steps / (self.value_steps[present] + steps))
-        mean_square = group_means(returns.square(), member, steps)
-        mean_square = th.lerp(self.value_scale[present].square(), mean_square, rate)
-        self.value_steps[present] += steps
-        self.rescale_values(present, mean_square.sqrt().clamp(min=MIN_SCALE))
+        rate = np.maximum(1 - 0.5 ** (steps / VALUE_HALF_LIFE), steps / (known + steps))
+        # squares of large returns do not fit into float32
+        mean_square = group_means(np.square(returns.astype(np.float64)), member, steps)
+        mean_square = np.square(scale) + rate * (mean_square - np.square(scale))
+        scale = np.sqrt(mean_square).clip(MIN_SCALE, np.finfo(np.float32).max)
+        indices = th.as_tensor(present, device=self.device)
+        with interrupts_delayed():
+            self.value_steps[indices] = th.as_tensor((known + steps).astype(np.float32), device=self.device)
+            self.rescale_values(indices, th.as_tensor(scale.astype(np.float32), device=self.device))
 
     def rescale_values(self, groups: th.Tensor, scale: th.Tensor) -> None:
         """
@@ -363,17 +486,38 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         return groups, head_rows(groups, self.max_groups)
 
     def _action_params(self, latent_pi: th.Tensor, groups: th.Tensor | None, rows: th.Tensor | None) -> Any:
-        outputs = self._outputs("action_net", latent_pi)
-        if self.use_sde:
-            return self._sde_distribution(outputs, latent_pi, rows)
+        if isinstance(self.action_family, DistributionFamily):
+            return self._distribution(latent_pi, groups, rows)
+        return self.action_family.params(*self._chosen_outputs(latent_pi, groups, rows))
+
+    def _chosen_outputs(
+        self, latent_pi: th.Tensor, groups: th.Tensor | None, rows: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :return: outputs of each step's action head, shape ``(B, n)``, and for Box actions the logarithm of its standard
+            deviation, shape ``(n,)`` or ``(B, n)``
+        """
         log_std = getattr(self, "log_std", None)
         if log_std is not None:
             log_std = self._only("log_std", log_std)
             if groups is not None:
                 log_std = log_std.view(self.max_groups, -1).index_select(0, groups)
-        return self.action_family.params(choose_head(outputs, rows, self.max_groups), log_std)
+        return choose_head(self._outputs("action_net", latent_pi), rows, self.max_groups), log_std
 
-    @property
+    def _distribution(self, latent_pi: th.Tensor, groups: th.Tensor | None, rows: th.Tensor | None) -> Distribution:
+        """
+        :return: SB3's object for the action distributions
+        """
+        if self.use_sde and self.max_groups > 1:
+            return self._sde_distribution(self._outputs("action_net", latent_pi), latent_pi, rows)
+        if self.max_groups == 1:
+            return self._get_action_dist_from_latent(latent_pi)
+        outputs, log_std = self._chosen_outputs(latent_pi, groups, rows)
+        # the outputs as they are: to normalise them twice would round twice
+        if log_std is None:
+            return self.action_dist.proba_distribution(outputs)
+        return self.action_dist.proba_distribution(outputs, log_std)
+
     def _sde(self) -> StateDependentNoiseDistribution:
         """The noise of the heads that are used."""
         distribution = self.action_dist if self.only_group is None else self._one_head_dist
@@ -381,10 +525,10 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         return distribution
 
     def reset_noise(self, n_envs: int = 1) -> None:
-        self._sde.sample_weights(self._only("log_std", self.log_std), batch_size=n_envs)
+        self._sde().sample_weights(self._only("log_std", self.log_std), batch_size=n_envs)
 
     def _sde_distribution(self, outputs: th.Tensor, latent_pi: th.Tensor, rows: th.Tensor | None) -> Distribution:
-        distribution = self._sde.proba_distribution(outputs, self._only("log_std", self.log_std), latent_pi)
+        distribution = self._sde().proba_distribution(outputs, self._only("log_std", self.log_std), latent_pi)
         if isinstance(distribution, GroupStateDependentNoiseDistribution):
             distribution.choose(rows)
         return distribution
@@ -425,8 +569,9 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         try:
             actions, values, log_prob, total, latent_pi = (self._compiled_act or self._act)(obs, deterministic)
             healthy = math.isfinite(total.item())
-        except RuntimeError as error:
-            # torch does not sample from NaN
+        except (RuntimeError, IndexError) as error:
+            # torch does not sample from NaN, and has no head for a cell that does not exist
+            self.router.check_routed(obs)
             self._raise_if_nonfinite(obs)
             raise error
         if not healthy:
@@ -444,19 +589,36 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         if not finite.all():
             raise NonFiniteError(describe_nonfinite(obs, groups, finite))
 
-    def evaluate_actions(
-        self, obs: PyTorchObs, actions: th.Tensor, groups: th.Tensor | None = None
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        return self._evaluate(obs, actions, None)
+
+    def evaluate_rollout(
+        self, obs: PyTorchObs, actions: th.Tensor, groups: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
+        Evaluate actions of a rollout, of whose observations the groups are known; or let a subclass that overrides
+        ``evaluate_actions`` do it.
+
         :param obs: batch of ``B`` observations
         :param actions: shape ``(B, ...)``
-        :param groups: group of each observation, shape ``(B,)``, if it is known already
-        :return: value, log-likelihood of the actions, entropy of the action distribution
+        :param groups: group of each observation, shape ``(B,)``
+        :return: values, shape ``(B, 1)``, log-likelihoods of the actions and entropies of the action distributions (or
+            ``None``), shape ``(B,)``
         """
+        if type(self).evaluate_actions is not GroupActorCriticPolicy.evaluate_actions:
+            return self.evaluate_actions(obs, actions)
+        return self._evaluate(obs, actions, groups)
+
+    def _evaluate(
+        self, obs: PyTorchObs, actions: th.Tensor, groups: th.Tensor | None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         params, values, _ = self._heads(obs, groups)
         return values, self.action_family.log_prob(params, actions), self.action_family.entropy(params)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        if type(self).get_distribution is not GroupActorCriticPolicy.get_distribution:
+            return self.get_distribution(observation).get_actions(deterministic=deterministic)
+        self.router.check_routed(observation)
         params = self._params(observation)
         actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
         if not math.isfinite(self.action_family.log_prob(params, actions).sum().item()):
@@ -474,13 +636,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         return self.mlp_extractor.forward_actor(self.pi_features_extractor(self._preprocess(obs)))
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        params = self._params(obs)
-        if isinstance(self.action_dist, MultiCategoricalDistribution):
-            return self.action_dist.proba_distribution(th.cat(params, dim=1))
-        if isinstance(self.action_dist, DiagGaussianDistribution):
-            mean, std = params
-            return self.action_dist.proba_distribution(mean, std.log())
-        return params if self.use_sde else self.action_dist.proba_distribution(params)
+        return self._distribution(self.latent_pi(obs), *self._chosen(obs))
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         features = self.vf_features_extractor(self._preprocess(obs))

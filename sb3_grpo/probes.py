@@ -75,14 +75,20 @@ class Probes(nn.Module):
         if latent_dim > dim:
             generator = th.Generator().manual_seed(0)
             projection = th.randn(latent_dim, dim, generator=generator) / math.sqrt(latent_dim)
-        self.register_buffer("projection", projection)
-        self.register_buffer("scale", th.zeros(n_cells))
-        self.register_buffer("gradient", th.zeros(N_FOLDS, n_cells, n_outputs, dim + 1))
-        self.register_buffer("steps", th.zeros(N_FOLDS, n_cells))
-        self.register_buffer("score_moment", th.zeros(n_cells, n_outputs, n_outputs))
-        self.register_buffer("latent_moment", th.zeros(n_cells, dim + 1, dim + 1))
-        self.register_buffer("latent", th.zeros(N_KEPT, latent_dim))
-        self.register_buffer("cells", th.full((N_KEPT,), -1))
+        self.keep("projection", projection)
+        self.keep("scale", th.zeros(n_cells))
+        self.keep("gradient", th.zeros(N_FOLDS, n_cells, n_outputs, dim + 1))
+        self.keep("steps", th.zeros(N_FOLDS, n_cells))
+        self.keep("score_moment", th.zeros(n_cells, n_outputs, n_outputs))
+        self.keep("latent_moment", th.zeros(n_cells, dim + 1, dim + 1))
+        self.keep("latent", th.zeros(N_KEPT, latent_dim))
+        self.keep("cells", th.full((N_KEPT,), -1))
+
+    def keep(self, name: str, tensor: th.Tensor) -> None:
+        self.register_buffer(name, tensor, persistent=False)
+
+    def saved_buffers(self) -> list[str]:
+        return [name for name, _ in self.named_buffers() if name not in ("latent", "cells", "projection")]
 
     @th.no_grad()
     def learn(

@@ -18,6 +18,10 @@ MAX_DISTANCE_DIM = 32
 MAX_CHUNK = 2**20
 
 
+class NonFiniteError(ValueError):
+    """Something is NaN or infinite: data, outputs of the policy, or the loss."""
+
+
 class Router(nn.Module, ABC):
     """
     Maps a batch of observations to cells; the map never changes once fitted.
@@ -32,6 +36,12 @@ class Router(nn.Module, ABC):
             raise ValueError(f"`n_cells` of the router must be at least 1, got {n_cells}")
         self.observation_space = observation_space
         self.n_cells = n_cells
+
+    def settings(self) -> dict[str, Any]:
+        """
+        :return: what decides the meaning of the cells, by the names of the user's arguments, as JSON has them
+        """
+        return {"n_cells": self.n_cells}
 
     @property
     def visible_space(self) -> spaces.Space:
@@ -52,6 +62,11 @@ class Router(nn.Module, ABC):
         :return: cells, shape ``(B,)``, integers in ``[0, n_cells)``
         """
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the map from observations to cells is final."""
+        return True
+
     def fit(self, obs: PyTorchObs, seed: int) -> None:
         """
         Learn the cells from the observations of the first rollout; only the random router has to.
@@ -67,7 +82,29 @@ class Router(nn.Module, ABC):
         :param obs: first observations of the environments, not normalised
         :raises ValueError: if they cannot be routed
         """
-        self(obs)
+        self.check_routed(obs)
+
+    @abstractmethod
+    def check_routed(self, obs: PyTorchObs) -> None:
+        """
+        Look at observations that have been, or are to be, routed.
+
+        :param obs: batch of observations as the policy gets them, perhaps normalised
+        :raises ValueError: if they do not name a cell
+        """
+
+    def parts(self, obs: PyTorchObs) -> Iterator[PyTorchObs]:
+        """
+        :param obs: batch of whole observations
+        :return: the same in parts of about ``MAX_CHUNK`` numbers, counted as the network gets them: a Discrete observation
+            is as long as it has values
+        """
+        size = max(1, MAX_CHUNK // max(1, spaces.flatdim(self.observation_space)))
+        if isinstance(obs, dict):
+            for entries in zip(*(value.split(size) for value in obs.values()), strict=True):
+                yield dict(zip(obs, entries, strict=True))
+        else:
+            yield from obs.split(size)
 
 
 class RandomRouter(Router):
@@ -109,15 +146,28 @@ class RandomRouter(Router):
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         return th.addmm(self.bias, self._flat(obs) - self.offset, self.weight.T).argmax(dim=1)
 
+    def check_routed(self, obs: PyTorchObs) -> None:
+        for name, values in obs.items() if isinstance(obs, dict) else [(None, obs)]:
+            finite = values.reshape(len(values), -1).isfinite().all(dim=1)
+            if not finite.all():
+                where = "observations" if name is None else f"observations {name!r}"
+                raise NonFiniteError(
+                    f"{where} must be finite, because router='random' measures distances between them, but "
+                    f"{int((~finite).sum())} of {len(finite)} steps have NaN or infinite values; the policy was left as it was"
+                )
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.bias.isfinite().all())
+
     def fit(self, obs: PyTorchObs, seed: int) -> None:
-        if self.bias.isfinite().all():
+        if self.is_fitted:
             return
         random = np.random.default_rng(seed)
-        chunks = split_obs(obs)
         # close to the mean, which keeps differences exact where observations are far from 0
-        offset = self._flat(next(chunks)).mean(dim=0)
+        offset = self._flat(next(self.parts(obs))).mean(dim=0)
         projection = self._projection(random, len(offset)).to(offset.device)
-        points = th.cat([(self._flat(chunk) - offset) @ projection for chunk in split_obs(obs)])
+        points = th.cat([(self._flat(chunk) - offset) @ projection for chunk in self.parts(obs)])
         mean, std = points.mean(dim=0), points.std(dim=0, correction=0)
         # a coordinate that never moves says nothing: leave it out instead of dividing by nothing
         inverse_std = th.where(std > 1e-6, 1 / std, 0.0)
@@ -160,6 +210,9 @@ class OneHotRouter(Router):
         self.columns = slice(*columns)
         self.hide = hide
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "columns": [self.columns.start, self.columns.stop], "hide": self.hide}
+
     @property
     def visible_space(self) -> spaces.Space:
         assert isinstance(self.observation_space, spaces.Box)
@@ -176,6 +229,17 @@ class OneHotRouter(Router):
         assert isinstance(obs, th.Tensor)
         # the largest entry: VecNormalize moves the ones and zeros, but not past each other
         return obs[:, self.columns].argmax(dim=1)
+
+    def check_routed(self, obs: PyTorchObs) -> None:
+        assert isinstance(obs, th.Tensor)
+        block = obs[:, self.columns]
+        # VecNormalize leaves the one above 0 (the mean of a column is below 1), and zeros at or below it
+        hot = (block > 0).sum(dim=1) == 1
+        if not hot.all():
+            raise ValueError(
+                f"`columns` {(self.columns.start, self.columns.stop)} must hold exactly one entry above 0, the task, but an "
+                f"observation has {block[~hot][0].tolist()} there"
+            )
 
     def check(self, obs: PyTorchObs) -> None:
         assert isinstance(obs, th.Tensor)
@@ -212,6 +276,9 @@ class DiscreteRouter(Router):
         self.key = key
         self.hide = hide
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "key": self.key, "hide": self.hide}
+
     @property
     def visible_space(self) -> spaces.Space:
         assert isinstance(self.observation_space, spaces.Dict)
@@ -227,7 +294,7 @@ class DiscreteRouter(Router):
         assert isinstance(obs, dict)
         return obs[self.key].long().flatten()
 
-    def check(self, obs: PyTorchObs) -> None:
+    def check_routed(self, obs: PyTorchObs) -> None:
         check_cells(self(obs), len(next(iter(obs.values()))), self.n_cells, f"entry {self.key!r} of the observation")
 
 
@@ -248,9 +315,27 @@ class CallableRouter(Router):
     @th.compiler.disable  # the user's function may do what cannot be compiled
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         first = next(iter(obs.values())) if isinstance(obs, dict) else obs
-        cells = th.as_tensor(self.function(as_collected(obs, self.observation_space)), device=first.device)
+        given = self.function(as_collected(obs, self.observation_space))
+        try:
+            cells = th.as_tensor(given, device=first.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the router function must return a tensor or an array of cells, got {given!r}") from error
         check_cells(cells, len(first), self.n_cells, "the router function")
         return cells.long()
+
+    def check_routed(self, obs: PyTorchObs) -> None:
+        """What the function returns is checked whenever it is called."""
+
+    def check(self, obs: PyTorchObs) -> None:
+        entries = obs if isinstance(obs, dict) else {"": obs}
+        before = {name: value.clone() for name, value in entries.items()}
+        cells = self(obs)
+        if not all(th.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in entries.items()):
+            raise ValueError("the router function must not change the observations that it is given")
+        if not cells.equal(self(obs)):
+            raise ValueError(
+                "the router function must return the same cells for the same observations, got others at the second call"
+            )
 
 
 def as_collected(obs: Any, space: spaces.Space) -> Any:
@@ -263,20 +348,6 @@ def as_collected(obs: Any, space: spaces.Space) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: as_collected(value, space[key]) for key, value in obs.items()}
     return obs.flatten().long() if isinstance(space, spaces.Discrete) else obs
-
-
-def split_obs(obs: PyTorchObs) -> Iterator[PyTorchObs]:
-    """
-    :param obs: batch of observations
-    :return: the same in parts of about ``MAX_CHUNK`` numbers, in order
-    """
-    entries = list(obs.values()) if isinstance(obs, dict) else [obs]
-    size = max(1, MAX_CHUNK // sum(entry[0].numel() for entry in entries))
-    if isinstance(obs, dict):
-        for parts in zip(*(value.split(size) for value in obs.values()), strict=True):
-            yield dict(zip(obs, parts, strict=True))
-    else:
-        yield from obs.split(size)
 
 
 def check_cells(cells: th.Tensor, batch: int, n_cells: int, origin: str) -> None:

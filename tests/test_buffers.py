@@ -1,5 +1,7 @@
 """Rollout buffers: temporal-difference errors, and the group of every step."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch as th
@@ -8,6 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_grpo import routing
 from sb3_grpo.buffers import GroupDictRolloutBuffer, GroupRolloutBuffer
+from sb3_grpo.routing import make_router
 
 N_STEPS, N_ENVS = 12, 3
 BOX, DICT = spaces.Box(-9, 9, (2,)), spaces.Dict({"obs": spaces.Box(-9, 9, (2,)), "task": spaces.Discrete(4)})
@@ -88,6 +91,10 @@ class TestTdErrors:
         np.testing.assert_allclose(buffer.td_errors().numpy(), rollout.td_errors(0.99), atol=1e-5)
 
 
+def constant(cell, obs):
+    return th.full((len(obs),), cell)
+
+
 class TestGroups:
     cell_to_group = th.tensor([2, 0, 0, 1])
 
@@ -95,7 +102,7 @@ class TestGroups:
         rollout = Rollout()
         buffer = rollout.fill(make_buffer(GroupDictRolloutBuffer, DICT))
         assert not buffer.samples().groups.any()
-        buffer.assign_groups(lambda obs: obs["task"].long().flatten(), self.cell_to_group)
+        buffer.assign_groups(make_router("discrete", DICT, dict(key="task")), self.cell_to_group)
         assert buffer.cells.tolist() == rollout.tasks.T.flatten().tolist()
         assert buffer.samples().groups.tolist() == [[2, 0, 0, 1][task] for task in rollout.tasks.T.flatten()]
 
@@ -109,20 +116,22 @@ class TestGroups:
 
         rollout = Rollout()
         buffer = rollout.fill(make_buffer())
-        buffer.assign_groups(positive, self.cell_to_group)
+        buffer.assign_groups(make_router(positive, buffer.observation_space, dict(n_cells=4)), self.cell_to_group)
         assert sizes == [5] * 7 + [1]
         assert buffer.cells.tolist() == (rollout.obs[..., 0].T.flatten() > 0).astype(int).tolist()
 
     def test_can_be_assigned_again(self):
         buffer = Rollout().fill(make_buffer())
         for cell in (3, 0):
-            buffer.assign_groups(lambda obs, cell=cell: th.full((len(obs),), cell), self.cell_to_group)
+            always = make_router(partial(constant, cell), buffer.observation_space, dict(n_cells=4))
+            buffer.assign_groups(always, self.cell_to_group)
             assert set(buffer.cells.tolist()) == {cell}
             assert set(buffer.samples().groups.tolist()) == {self.cell_to_group[cell].item()}
 
     def test_stay_with_their_steps_in_minibatches(self):
         buffer = Rollout().fill(make_buffer())
-        buffer.assign_groups(lambda obs: (obs[:, 0] > 0).long(), th.tensor([1, 0]))
+        router = make_router(lambda obs: (obs[:, 0] > 0).long(), buffer.observation_space, dict(n_cells=2))
+        buffer.assign_groups(router, th.tensor([1, 0]))
         groups = []
         for batch in buffer.get(8):
             assert isinstance(batch.observations, th.Tensor)

@@ -198,7 +198,8 @@ class TestGroups:
         policy = make_policy(action_space)
         randomize(policy)
         obs, actions = make_obs(GROUPS), sample_actions(action_space, len(GROUPS))
-        looked_up, given, wrong = (policy.evaluate_actions(obs, actions, g) for g in (None, GROUPS, (GROUPS + 1) % N_HEADS))
+        looked_up = policy.evaluate_actions(obs, actions)
+        given, wrong = (policy.evaluate_rollout(obs, actions, groups) for groups in (GROUPS, (GROUPS + 1) % N_HEADS))
         assert all(one.equal(other) for one, other in zip(looked_up, given, strict=True))
         assert not any(one.equal(other) for one, other in zip(looked_up, wrong, strict=True) if one.ndim == 2)
 

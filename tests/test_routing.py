@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from sb3_grpo import routing
 from sb3_grpo.policies import check_group_counts, deal_cells
-from sb3_grpo.routing import make_router, split_obs
+from sb3_grpo.routing import make_router
 
 
 def box(width, **kwargs):
@@ -261,18 +261,24 @@ class TestSplittingObservations:
 
     def test_parts_hold_as_many_observations_as_fit(self):
         obs = th.arange(28.0).view(7, 4)
-        parts: list[Any] = list(split_obs(obs))
+        parts: list[Any] = list(make_router("random", box(4)).parts(obs))
         assert [len(part) for part in parts] == [3, 3, 1]
         assert th.cat(parts).equal(obs)
 
     def test_all_entries_of_a_dict_count(self):
+        space = spaces.Dict({"image": spaces.Box(0, 1, (2, 2)), "task": spaces.Discrete(2)})
         obs = {"image": th.arange(20).view(5, 2, 2), "task": th.arange(5)}
-        parts: list[Any] = list(split_obs(obs))
+        parts: list[Any] = list(make_router("random", space).parts(obs))
         assert [len(part["task"]) for part in parts] == [2, 2, 1]
         assert all(th.cat([part[key] for part in parts]).equal(value) for key, value in obs.items())
 
+    def test_a_discrete_observation_counts_as_the_network_gets_it(self):
+        """One number for the router, but five columns for everybody else."""
+        parts: list[Any] = list(make_router("random", spaces.Discrete(5)).parts(th.arange(4)))
+        assert [len(part) for part in parts] == [2, 2]
+
     def test_an_observation_is_never_divided(self):
-        parts: list[Any] = list(split_obs(th.zeros(2, 5, 5)))
+        parts: list[Any] = list(make_router("random", spaces.Box(0, 1, (5, 5))).parts(th.zeros(2, 5, 5)))
         assert [part.shape for part in parts] == [(1, 5, 5)] * 2
 
 
