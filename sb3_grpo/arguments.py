@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import nn
 
 from sb3_grpo.routing import ROUTERS
 
+# What SB3's ``preprocess_obs`` knows
+OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 MAX_SEED = 2**32 - 1  # of NumPy's generators
 
 
@@ -57,6 +61,33 @@ def is_mapping(value: Any) -> bool:
     :return: whether it is a dict or the like whose keys are strings
     """
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def is_net_arch(value: Any) -> bool:
+    """
+    :return: whether SB3's ``MlpExtractor`` can be made of it, with every entry used
+    """
+    if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0]  # as it was written for SB3 before 1.8
+    if isinstance(value, dict):
+        return value.keys() <= {"pi", "vf"} and all(map(is_layers, value.values()))
+    return is_layers(value)
+
+
+def is_layers(value: Any) -> bool:
+    """
+    :return: whether it is a list of layer sizes
+    """
+    return isinstance(value, (list, tuple)) and all(is_integer(size) and size >= 1 for size in value)
+
+
+def is_callback(value: Any) -> bool:
+    """
+    :return: whether ``learn`` can take it as its callback
+    """
+    if isinstance(value, list):
+        return all(map(is_callback, value))
+    return isinstance(value, BaseCallback) or (callable(value) and not isinstance(value, type))
 
 
 def is_device(value: Any) -> bool:
@@ -174,6 +205,26 @@ ROUTER_RULES = {
     "hide": FLAG,
 }
 
+LEARN_RULES = {
+    "total_timesteps": Rule("a number of at least 0", lambda value: is_number(value) and value >= 0),
+    "callback": or_none(Rule("a callback (an instance, not its class), a function, or a list of these", is_callback)),
+    "log_interval": or_none(POSITIVE),
+    "reset_num_timesteps": FLAG,
+    "progress_bar": FLAG,
+}
+
+# What SB3's policies need of ``policy_kwargs``; None is their own default
+POLICY_RULES = {
+    "activation_fn": Rule("a class of layers, or a function that makes one", callable),
+    "optimizer_class": Rule("an optimizer class", callable),
+    "optimizer_kwargs": or_none(MAPPING),
+    "features_extractor_class": Rule("a class of features extractors", callable),
+    "features_extractor_kwargs": or_none(MAPPING),
+    "log_std_init": FINITE,
+}
+# Of a policy of this package: one that somebody wrote may read it in its own way
+NET_ARCH = or_none(Rule("layer sizes like [64, 64] or dict(pi=[64], vf=[64]), integers of at least 1", is_net_arch))
+
 # What GRPO hands to its policy, and where it comes from
 GROUP_KWARGS = {
     "n_groups": "`n_groups`",
@@ -199,7 +250,9 @@ def check_arguments(values: Mapping[str, Any]) -> None:
         if name in values:
             check(name, rule, values[name])
     check_router_kwargs(values.get("router_kwargs"))
-    check_policy_kwargs(values.get("policy_kwargs"))
+    check_policy_kwargs(values.get("policy_kwargs"), isinstance(values.get("policy"), str))
+    if values.get("_init_setup_model") and "env" in values and values["env"] is None:
+        raise ValueError("`env` must be an environment or its name unless `_init_setup_model` is False, got None")
     if "group_coef" in values:
         make_group_coef_schedule(values["group_coef"])
     merge_kl, split_kl = values.get("merge_kl"), values.get("split_kl")
@@ -226,15 +279,59 @@ def check_router_kwargs(router_kwargs: Mapping[str, Any] | None) -> None:
             check(name, ROUTER_RULES[name], value)
 
 
-def check_policy_kwargs(policy_kwargs: Mapping[str, Any] | None) -> None:
+def check_policy_kwargs(policy_kwargs: Mapping[str, Any] | None, own_policy: bool = False) -> None:
     """
-    :raises ValueError: if it holds what is an argument of ``GRPO``, where it would be ignored
+    :param own_policy: whether the policy is one of this package
+    :raises ValueError: if it holds what is an argument of ``GRPO``, where it would be ignored, or something of the wrong type
     """
-    for name in (policy_kwargs or {}).keys() & GROUP_KWARGS.keys():
-        raise ValueError(
-            f"`policy_kwargs` must not hold {name!r}: GRPO passes it on from its own argument {GROUP_KWARGS[name]}, "
-            f"got policy_kwargs={policy_kwargs!r}"
-        )
+    for name, value in (policy_kwargs or {}).items():
+        if name in GROUP_KWARGS:
+            raise ValueError(
+                f"`policy_kwargs` must not hold {name!r}: GRPO passes it on from its own argument {GROUP_KWARGS[name]}, "
+                f"got policy_kwargs={policy_kwargs!r}"
+            )
+        if name in POLICY_RULES:
+            check(name, POLICY_RULES[name], value)
+        if name == "net_arch" and own_policy:
+            check(name, NET_ARCH, value)
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """
+    Check what SB3 would fail on with an error from inside, or misread.
+
+    :raises ValueError: if a space is of another kind than SB3's policies know, is empty, or counts from another number than 0
+    """
+    entries = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+    for key, space in entries.items():
+        name = f"entry {key!r} of the observation space" if key else "the observation space"
+        if not isinstance(space, OBSERVATION_SPACES):
+            known = ", ".join(kind.__name__ for kind in OBSERVATION_SPACES)
+            raise ValueError(f"{name} must be one of {known}, or a Dict of these, got {space}")
+        check_space(name, space)
+    check_space("the action space", action_space)
+
+
+def check_space(name: str, space: spaces.Space[Any]) -> None:
+    """
+    :raises ValueError: if the space has no values, or does not count from 0
+    """
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        raise ValueError(f"{name} must start at 0, got {space}: SB3 would take its values for those of Discrete({space.n})")
+    if space.shape is not None and 0 in space.shape:
+        raise ValueError(f"{name} must hold at least one number, got {space}")
+
+
+def check_learn_arguments(values: Mapping[str, Any]) -> None:
+    """
+    Check the arguments of ``learn``.
+
+    :param values: arguments by name; what is missing is not checked
+    :raises ValueError: if one has the wrong type or is out of its range
+    """
+    for name, rule in LEARN_RULES.items():
+        if name in values:
+            check(name, rule, values[name])
 
 
 def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[float], float]:
