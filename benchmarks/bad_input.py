@@ -18,6 +18,7 @@ import math
 import re
 import signal
 import tempfile
+import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -63,22 +64,30 @@ class Case(NamedTuple):
 
 def outcome_of(case: Case, algorithm: Algorithm) -> dict[str, Any]:
     """
-    :return: ``outcome``, and ``error`` and ``message`` if there was one
+    :return: ``outcome``, ``error`` and its ``message``, both empty without one, and ``where`` the error was raised
     """
     try:
         with limited(TIME_LIMIT), silenced(), tempfile.TemporaryDirectory() as folder:
             result = case.act(algorithm, Path(folder))
     except TimeLimitError:
-        return {"outcome": "silent", "error": "", "message": f"not over after {TIME_LIMIT:g} seconds"}
+        return {"outcome": "silent", "error": "", "where": "", "message": f"not over after {TIME_LIMIT:g} seconds"}
     except Exception as error:  # any: this is what is measured
         message = " ".join(str(error).split())
         found = any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", message, re.IGNORECASE) for word in case.words)
         clear = isinstance(error, INPUT_ERRORS) and found
         outcome = "refused" if case.fine else "clear" if clear else "obscure"
-        return {"outcome": outcome, "error": type(error).__name__, "message": message[:200]}
+        where = traceback.extract_tb(error.__traceback__)[-1].filename
+        return {"outcome": outcome, "error": type(error).__name__, "message": message[:200], "where": module_path(where)}
     if isinstance(result, BaseAlgorithm) and not all(value.isfinite().all() for value in result.policy.parameters()):
-        return {"outcome": "silent", "error": "", "message": "weights are NaN or infinite"}
-    return {"outcome": "silent" if case.fine is False else "fine", "error": "", "message": ""}
+        return {"outcome": "silent", "error": "", "where": "", "message": "weights are NaN or infinite"}
+    return {"outcome": "silent" if case.fine is False else "fine", "error": "", "where": "", "message": ""}
+
+
+def module_path(file: str) -> str:
+    """
+    :return: the last two parts of the path, without those of this machine
+    """
+    return "/".join(Path(file).parts[-2:])
 
 
 @contextlib.contextmanager
@@ -320,7 +329,7 @@ CONSTRUCTOR = [
     of_constructor("policy=None", ("policy",), "CartPole-v1", None),
     of_constructor("policy=5", ("policy",), "CartPole-v1", 5),
     of_constructor("policy: a class that is none", ("policy",), "CartPole-v1", dict),
-    of_constructor("policy: a network", ("policy",), "CartPole-v1", th.nn.Linear(4, 2)),
+    of_constructor("policy: a network", ("policy", "policy_class"), "CartPole-v1", th.nn.Linear(4, 2)),
     of_constructor("env misspelt", ("CartPol", "environment"), "CartPol-v1"),
     of_constructor("env=None", ("env", "environment"), None),
     of_constructor("env=5", ("environment", "env"), 5),

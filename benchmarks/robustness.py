@@ -17,7 +17,6 @@ import argparse
 import functools
 import math
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -389,7 +388,7 @@ def restart(kind: str, algorithm: str, code: str, n_envs: int, seed: int) -> dic
         model = make_model(algorithm, env, seed)
         best = best_model_callback(algorithm, folder)
         sampling = TaskSamplingCallback()
-        model.learn(4096, [sampling] if kind == "task sampling" else best)
+        model.learn(2048, [sampling] if kind == "task sampling" else best)
         model.save(Path(folder) / "model")
         file = Path(folder) / "best_model.zip"
         content = file.read_bytes() if file.exists() else b""
@@ -527,13 +526,13 @@ def what_is_left(rows: list[dict[str, Any]], code: str) -> Table:
     :return: kinds of input that GRPO does not answer clearly, and what becomes of them
     """
     table = Table(title=f"What GRPO does not answer clearly, {code}")
-    for column in ("kind", "GRPO", "PPO", "error"):
+    for column in ("kind", "GRPO", "PPO", "error", "raised in"):
         table.add_column(column)
     ppo = {row["case"]: row["outcome"] for row in rows if (row["algorithm"], row["code"]) == ("PPO", code)}
     for row in rows:
         if (row["algorithm"], row["code"]) == ("GRPO", code) and row["outcome"] in ("obscure", "silent", "refused"):
             message = f"{row['error']}: {row['message']}"[:100] if row["error"] else row["message"]
-            table.add_row(row["case"], row["outcome"], ppo.get(row["case"], ""), message)
+            table.add_row(row["case"], row["outcome"], ppo.get(row["case"], ""), message, row["where"])
     return table
 
 
@@ -614,6 +613,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows")
     parser.add_argument("--report", action="store_true", help="only the tables of the rows that are there")
     arguments = parser.parse_args()
+    # to compile what is misspelt would take longer than everything else
+    th.compiler.set_stance("force_eager")
     if not arguments.report:
         for part in arguments.part:
             function, runs = PARTS[part]
@@ -625,6 +626,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # to compile what is misspelt would take longer than everything else
-    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     main()

@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import nn
@@ -79,6 +80,18 @@ def is_layers(value: Any) -> bool:
     :return: whether it is a list of layer sizes
     """
     return isinstance(value, (list, tuple)) and all(is_integer(size) and size >= 1 for size in value)
+
+
+def makes_layer(value: Any) -> bool:
+    """
+    :return: whether it is a class of layers, or a function without arguments that returns one; ``torch.relu`` is none
+    """
+    if isinstance(value, type):
+        return issubclass(value, nn.Module)
+    try:
+        return callable(value) and isinstance(value(), nn.Module)
+    except TypeError:
+        return False
 
 
 def is_callback(value: Any) -> bool:
@@ -206,6 +219,9 @@ ROUTER_RULES = {
 }
 
 LEARN_RULES = {
+    "env": Rule(
+        "an environment before training starts: give it to `load`, or call `set_env`", lambda value: value is not None
+    ),
     "total_timesteps": Rule("a number of at least 0", lambda value: is_number(value) and value >= 0),
     "callback": or_none(Rule("a callback (an instance, not its class), a function, or a list of these", is_callback)),
     "log_interval": or_none(POSITIVE),
@@ -215,7 +231,7 @@ LEARN_RULES = {
 
 # What SB3's policies need of ``policy_kwargs``; None is their own default
 POLICY_RULES = {
-    "activation_fn": Rule("a class of layers, or a function that makes one", callable),
+    "activation_fn": Rule("a class of layers like nn.Tanh", makes_layer),
     "optimizer_class": Rule("an optimizer class", callable),
     "optimizer_kwargs": or_none(MAPPING),
     "features_extractor_class": Rule("a class of features extractors", callable),
@@ -239,8 +255,8 @@ def check_arguments(values: Mapping[str, Any]) -> None:
     """
     Check the arguments of ``GRPO``, those of PPO included.
 
-    They may come from the constructor, or from a model into which ``load`` or an assignment has written: then
-    ``policy`` may be built already, and learning rate and clip ranges may be schedules.
+    They may come from the constructor, or be the attributes of a model into which ``load`` or an assignment has written:
+    then ``policy`` may be built already, learning rate and clip ranges may be schedules, and there are spaces to check.
 
     :param values: arguments by name; other names are ignored, and what is missing is not checked
     :raises ValueError: if an argument has the wrong type, is out of its range, or contradicts another; the message names
@@ -253,6 +269,9 @@ def check_arguments(values: Mapping[str, Any]) -> None:
     check_policy_kwargs(values.get("policy_kwargs"), isinstance(values.get("policy"), str))
     if values.get("_init_setup_model") and "env" in values and values["env"] is None:
         raise ValueError("`env` must be an environment or its name unless `_init_setup_model` is False, got None")
+    if "observation_space" in values:
+        check_spaces(values["observation_space"], values["action_space"])
+        check_dict_policy(values["observation_space"], values["policy_class"], values["policy_kwargs"] or {})
     if "group_coef" in values:
         make_group_coef_schedule(values["group_coef"])
     merge_kl, split_kl = values.get("merge_kl"), values.get("split_kl")
@@ -312,12 +331,23 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     check_space("the action space", action_space)
 
 
+def check_dict_policy(observation_space: spaces.Space[Any], policy_class: type, policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    :raises ValueError: if SB3's features extractor for Dict observations would get others
+    """
+    for_dicts = issubclass(policy_class, MultiInputActorCriticPolicy) and "features_extractor_class" not in policy_kwargs
+    if for_dicts and not isinstance(observation_space, spaces.Dict):
+        raise ValueError(f"`policy` MultiInputPolicy needs a Dict observation space, got {observation_space}")
+
+
 def check_space(name: str, space: spaces.Space[Any]) -> None:
     """
     :raises ValueError: if the space has no values, or does not count from 0
     """
     if isinstance(space, spaces.Discrete) and space.start != 0:
         raise ValueError(f"{name} must start at 0, got {space}: SB3 would take its values for those of Discrete({space.n})")
+    if isinstance(space, spaces.Box) and space.shape == ():
+        raise ValueError(f"{name} must have at least one dimension, got {space}; shape=(1,) holds one number")
     if space.shape is not None and 0 in space.shape:
         raise ValueError(f"{name} must hold at least one number, got {space}")
 
@@ -326,7 +356,7 @@ def check_learn_arguments(values: Mapping[str, Any]) -> None:
     """
     Check the arguments of ``learn``.
 
-    :param values: arguments by name; what is missing is not checked
+    :param values: arguments by name, and ``env``, that of the model; what is missing is not checked
     :raises ValueError: if one has the wrong type or is out of its range
     """
     for name, rule in LEARN_RULES.items():
