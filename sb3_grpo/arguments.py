@@ -1,0 +1,437 @@
+"""What the arguments of ``GRPO`` must be: one rule each, checked before anything is built."""
+
+import math
+import numbers
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from torch import nn
+
+from sb3_grpo.routing import ROUTERS
+
+# What SB3's ``preprocess_obs`` knows
+OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+MAX_SEED = 2**32 - 1  # of NumPy's generators
+
+
+class Rule(NamedTuple):
+    """What an argument must be, in words and as a function."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def is_integer(value: Any) -> bool:
+    """
+    :return: whether it is an integer, of Python or of NumPy; ``True`` and ``False`` are none
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """
+    :return: whether it is a real number, of Python or of NumPy; ``True`` and ``False`` are none, NaN is one
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_constant(value: Any) -> bool:
+    """
+    :return: whether it is a number that SB3 makes a schedule of; a ``numpy.float32`` is not
+    """
+    return isinstance(value, (float, int)) and not isinstance(value, bool)
+
+
+def is_flag(value: Any) -> bool:
+    """
+    :return: whether it is ``True`` or ``False``, also as the numbers 1 and 0
+    """
+    return isinstance(value, (bool, np.bool_)) or (is_integer(value) and value in (0, 1))
+
+
+def is_mapping(value: Any) -> bool:
+    """
+    :return: whether it is a dict or the like whose keys are strings
+    """
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def is_net_arch(value: Any) -> bool:
+    """
+    :return: whether SB3's ``MlpExtractor`` can be made of it, with every entry used
+    """
+    if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0]  # as it was written for SB3 before 1.8
+    if isinstance(value, dict):
+        return value.keys() <= {"pi", "vf"} and all(map(is_layers, value.values()))
+    return is_layers(value)
+
+
+def is_layers(value: Any) -> bool:
+    """
+    :return: whether it is a list of layer sizes
+    """
+    return isinstance(value, (list, tuple)) and all(is_integer(size) and size >= 1 for size in value)
+
+
+def makes_layer(value: Any) -> bool:
+    """
+    :return: whether it is a class of layers, or a function without arguments that returns one; ``torch.relu`` is none
+    """
+    if isinstance(value, type):
+        return issubclass(value, nn.Module)
+    try:
+        return callable(value) and isinstance(value(), nn.Module)
+    except TypeError:
+        return False
+
+
+def is_callback(value: Any) -> bool:
+    """
+    :return: whether ``learn`` can take it as its callback
+    """
+    if isinstance(value, list):
+        return all(map(is_callback, value))
+    return isinstance(value, BaseCallback) or (callable(value) and not isinstance(value, type))
+
+
+def is_device(value: Any) -> bool:
+    """
+    :return: whether torch knows the device; SB3 takes the CPU where there is no GPU
+    """
+    try:
+        return value == "auto" or th.device(value) is not None
+    except (RuntimeError, TypeError):
+        return False
+
+
+def or_none(rule: Rule) -> Rule:
+    """
+    :return: the rule of an argument that may also be ``None``
+    """
+    return Rule(f"{rule.text}, or None", lambda value: value is None or rule.holds(value))
+
+
+def choice(*choices: Any) -> Rule:
+    """
+    :return: the rule of an argument that is one of ``choices``; 1 is not ``True``
+    """
+    return Rule(
+        f"one of {list(choices)}",
+        lambda value: any(isinstance(value, type(each)) and value == each for each in choices),
+    )
+
+
+def integer_from(least: int) -> Rule:
+    """
+    :return: the rule of an integer of at least ``least``
+    """
+    return Rule(f"an integer of at least {least}", lambda value: is_integer(value) and value >= least)
+
+
+FLAG = Rule("True or False", is_flag)
+MAPPING = Rule("a dict whose keys are strings", is_mapping)
+FRACTION = Rule("between 0 and 1", lambda value: is_number(value) and 0 <= value <= 1)
+NOT_NAN = Rule("a number, not NaN", lambda value: is_number(value) and not math.isnan(value))
+FINITE = Rule("a finite number", lambda value: is_number(value) and math.isfinite(value))
+NOT_NEGATIVE = Rule("finite and at least 0", lambda value: is_number(value) and 0 <= value < math.inf)
+POSITIVE = Rule("a number above 0", lambda value: is_number(value) and value > 0)
+CLIP_RANGE = Rule(
+    "a float or an int above 0, or a function of the remaining progress",
+    lambda value: callable(value) or (is_constant(value) and value > 0),
+)
+
+RULES = {
+    "policy": Rule(
+        "the name of a policy or a subclass of GroupActorCriticPolicy", lambda value: isinstance(value, (str, type, nn.Module))
+    ),
+    "policy_class": Rule("a subclass of GroupActorCriticPolicy", lambda value: isinstance(value, type)),
+    "learning_rate": Rule(
+        "a float or an int, finite and at least 0, or a function of the remaining progress",
+        lambda value: callable(value) or (is_constant(value) and 0 <= value < math.inf),
+    ),
+    "n_steps": integer_from(1),
+    "batch_size": integer_from(1),
+    "n_epochs": integer_from(1),
+    "gamma": FRACTION,
+    "gae_lambda": FRACTION,
+    "clip_range": CLIP_RANGE,
+    "clip_range_vf": or_none(CLIP_RANGE),
+    "normalize_advantage": choice(True, False, "group"),
+    "ent_coef": FINITE,
+    "vf_coef": FINITE,
+    "max_grad_norm": POSITIVE,
+    "use_sde": FLAG,
+    "sde_sample_freq": integer_from(-1),
+    "rollout_buffer_class": or_none(
+        Rule("a subclass of GroupRolloutBuffer or GroupDictRolloutBuffer", lambda value: isinstance(value, type))
+    ),
+    "rollout_buffer_kwargs": or_none(MAPPING),
+    "target_kl": or_none(POSITIVE),
+    # a window without an end is what None means to a deque
+    "stats_window_size": or_none(integer_from(1)),
+    "tensorboard_log": or_none(Rule("a path", lambda value: isinstance(value, (str, os.PathLike)))),
+    "policy_kwargs": or_none(MAPPING),
+    "verbose": Rule("an integer", lambda value: isinstance(value, numbers.Integral)),
+    # Python's own generator takes no integers of NumPy
+    "seed": or_none(
+        Rule(
+            f"a Python integer from 0 to {MAX_SEED}",
+            lambda value: isinstance(value, int) and is_integer(value) and 0 <= value <= MAX_SEED,
+        )
+    ),
+    "device": Rule('"auto" or a device that torch knows', is_device),
+    # the ranges of these two depend on the number of cells
+    "n_groups": or_none(Rule("an integer", is_integer)),
+    "max_groups": or_none(Rule("an integer", is_integer)),
+    "router": Rule(
+        f"one of {list(ROUTERS)} or a callable",
+        lambda value: value in ROUTERS if isinstance(value, str) else callable(value),
+    ),
+    "router_kwargs": or_none(MAPPING),
+    "group_score": choice("return", "reward"),
+    "group_scale": choice("std", "range"),
+    "merge_kl": or_none(NOT_NEGATIVE),
+    "split_kl": or_none(NOT_NEGATIVE),
+    "regroup_freq": or_none(integer_from(1)),
+    "regroup_warmup": or_none(integer_from(0)),
+    "probe_leash": Rule("finite and above 0", lambda value: is_number(value) and 0 < value < math.inf),
+    "compile": FLAG,
+}
+
+# What stands in ``router_kwargs``; the router knows the ranges
+ROUTER_RULES = {
+    "n_cells": Rule("an integer", is_integer),
+    "columns": Rule(
+        "two integers (start, stop)",
+        lambda value: isinstance(value, (tuple, list, np.ndarray)) and len(value) == 2 and all(map(is_integer, value)),
+    ),
+    "key": Rule("a string", lambda value: isinstance(value, str)),
+    "hide": FLAG,
+}
+
+LEARN_RULES = {
+    "env": Rule(
+        "an environment before training starts: give it to `load`, or call `set_env`", lambda value: value is not None
+    ),
+    "total_timesteps": Rule("a number of at least 0", lambda value: is_number(value) and value >= 0),
+    "callback": or_none(Rule("a callback (an instance, not its class), a function, or a list of these", is_callback)),
+    "log_interval": or_none(POSITIVE),
+    "reset_num_timesteps": FLAG,
+    "progress_bar": FLAG,
+}
+
+# What SB3's policies need of ``policy_kwargs``; None is their own default
+POLICY_RULES = {
+    "activation_fn": Rule("a class of layers like nn.Tanh", makes_layer),
+    "optimizer_class": Rule("an optimizer class", callable),
+    "optimizer_kwargs": or_none(MAPPING),
+    "features_extractor_class": Rule("a class of features extractors", callable),
+    "features_extractor_kwargs": or_none(MAPPING),
+    "log_std_init": FINITE,
+}
+# Of a policy of this package: one that somebody wrote may read it in its own way
+NET_ARCH = or_none(Rule("layer sizes like [64, 64] or dict(pi=[64], vf=[64]), integers of at least 1", is_net_arch))
+
+# What GRPO hands to its policy, and where it comes from
+GROUP_KWARGS = {
+    "n_groups": "`n_groups`",
+    "max_groups": "`max_groups`",
+    "router": "`router`",
+    "router_kwargs": "`router_kwargs`",
+    "group_seed": "`seed`",
+}
+
+
+def check_arguments(values: Mapping[str, Any]) -> None:
+    """
+    Check the arguments of ``GRPO``, those of PPO included.
+
+    They may come from the constructor, or be the attributes of a model into which ``load`` or an assignment has written:
+    then ``policy`` may be built already, learning rate and clip ranges may be schedules, and there are spaces to check.
+
+    :param values: arguments by name; other names are ignored, and what is missing is not checked
+    :raises ValueError: if an argument has the wrong type, is out of its range, or contradicts another; the message names
+        the argument, the rule and the value
+    """
+    for name, rule in RULES.items():
+        if name in values:
+            check(name, rule, values[name])
+    check_router_kwargs(values.get("router_kwargs"))
+    check_policy_kwargs(values.get("policy_kwargs"), isinstance(values.get("policy"), str))
+    if values.get("_init_setup_model") and "env" in values and values["env"] is None:
+        raise ValueError("`env` must be an environment or its name unless `_init_setup_model` is False, got None")
+    if "observation_space" in values:
+        check_spaces(values["observation_space"], values["action_space"])
+        check_dict_policy(values["observation_space"], values["policy_class"], values["policy_kwargs"] or {})
+    if "group_coef" in values:
+        make_group_coef_schedule(values["group_coef"])
+    merge_kl, split_kl = values.get("merge_kl"), values.get("split_kl")
+    if merge_kl is not None and split_kl is not None and not merge_kl < split_kl:
+        raise ValueError(f"`merge_kl` must be below `split_kl`, got {merge_kl!r} and {split_kl!r}")
+    if values.get("normalize_advantage") and values.get("batch_size") == 1:
+        raise ValueError("`batch_size` must be at least 2 where `normalize_advantage` is not False, got 1")
+
+
+def check(name: str, rule: Rule, value: Any) -> None:
+    """
+    :raises ValueError: if the rule does not hold for ``value``
+    """
+    if not rule.holds(value):
+        raise ValueError(f"`{name}` must be {rule.text}, got {value!r}")
+
+
+def check_router_kwargs(router_kwargs: Mapping[str, Any] | None) -> None:
+    """
+    :raises ValueError: if an argument that a router of this package has is of the wrong type
+    """
+    for name, value in (router_kwargs or {}).items():
+        if name in ROUTER_RULES:
+            check(name, ROUTER_RULES[name], value)
+
+
+def check_policy_kwargs(policy_kwargs: Mapping[str, Any] | None, own_policy: bool = False) -> None:
+    """
+    :param own_policy: whether the policy is one of this package
+    :raises ValueError: if it holds what is an argument of ``GRPO``, where it would be ignored, or something of the wrong type
+    """
+    for name, value in (policy_kwargs or {}).items():
+        if name in GROUP_KWARGS:
+            raise ValueError(
+                f"`policy_kwargs` must not hold {name!r}: GRPO passes it on from its own argument {GROUP_KWARGS[name]}, "
+                f"got policy_kwargs={policy_kwargs!r}"
+            )
+        if name in POLICY_RULES:
+            check(name, POLICY_RULES[name], value)
+        if name == "net_arch" and own_policy:
+            check(name, NET_ARCH, value)
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """
+    Check what SB3 would fail on with an error from inside, or misread.
+
+    :raises ValueError: if a space is of another kind than SB3's policies know, is empty, or counts from another number than 0
+    """
+    entries = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+    for key, space in entries.items():
+        name = f"entry {key!r} of the observation space" if key else "the observation space"
+        if not isinstance(space, OBSERVATION_SPACES):
+            known = ", ".join(kind.__name__ for kind in OBSERVATION_SPACES)
+            raise ValueError(f"{name} must be one of {known}, or a Dict of these, got {space}")
+        check_space(name, space)
+    check_space("the action space", action_space)
+
+
+def check_dict_policy(observation_space: spaces.Space[Any], policy_class: type, policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    :raises ValueError: if SB3's features extractor for Dict observations would get others
+    """
+    for_dicts = issubclass(policy_class, MultiInputActorCriticPolicy) and "features_extractor_class" not in policy_kwargs
+    if for_dicts and not isinstance(observation_space, spaces.Dict):
+        raise ValueError(f"`policy` MultiInputPolicy needs a Dict observation space, got {observation_space}")
+
+
+def check_space(name: str, space: spaces.Space[Any]) -> None:
+    """
+    :raises ValueError: if the space has no values, or does not count from 0
+    """
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        raise ValueError(f"{name} must start at 0, got {space}: SB3 would take its values for those of Discrete({space.n})")
+    if isinstance(space, spaces.Box) and space.shape == ():
+        raise ValueError(f"{name} must have at least one dimension, got {space}; shape=(1,) holds one number")
+    if space.shape is not None and 0 in space.shape:
+        raise ValueError(f"{name} must hold at least one number, got {space}")
+
+
+def check_learn_arguments(values: Mapping[str, Any]) -> None:
+    """
+    Check the arguments of ``learn``.
+
+    :param values: arguments by name, and ``env``, that of the model; what is missing is not checked
+    :raises ValueError: if one has the wrong type or is out of its range
+    """
+    for name, rule in LEARN_RULES.items():
+        if name in values:
+            check(name, rule, values[name])
+
+
+def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[float], float]:
+    """
+    :param group_coef: a number, a function of the remaining progress (from 1 to 0), or ``"lin_0.05"``
+    :return: a schedule
+    :raises ValueError: if it is none of these, or its value at the start is negative or not finite
+    """
+    try:
+        if isinstance(group_coef, str):
+            kind, start = group_coef.split("_")
+            if kind != "lin":
+                raise ValueError(kind)
+            schedule = FloatSchedule(LinearSchedule(float(start), 0.0, 1.0))
+        elif isinstance(group_coef, bool):
+            raise TypeError(group_coef)
+        else:
+            schedule = FloatSchedule(float(group_coef) if isinstance(group_coef, numbers.Real) else group_coef)
+        first = schedule(1.0)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f'`group_coef` must be a number, a schedule or a string like "lin_0.05", got {group_coef!r}'
+        ) from error
+    check_group_coef(first)
+    return schedule
+
+
+def check_group_coef(value: float) -> float:
+    """
+    :return: ``value``
+    :raises ValueError: if lambda is negative or not finite
+    """
+    check("group_coef", NOT_NEGATIVE, value)
+    return value
+
+
+def group_coef_at(schedule: Schedule, progress: float) -> float:
+    """
+    :param schedule: from :func:`make_group_coef_schedule`
+    :param progress: what remains of the training; below 0 where it ends inside a rollout, which counts as 0
+    :return: lambda
+    :raises ValueError: if the schedule returns what is not a number, is negative or not finite
+    """
+    return schedule_value("group_coef", schedule, min(max(progress, 0.0), 1.0), NOT_NEGATIVE)
+
+
+def finite_schedule_value(name: str, schedule: Schedule, progress: float) -> float:
+    """
+    :param name: the argument that the schedule was given as
+    :param schedule: function of the remaining progress
+    :param progress: what remains of the training, from 1 to 0; slightly below 0 where it ends inside a rollout
+    :return: what the schedule returns
+    :raises ValueError: if that is not a number, or not a finite one
+    """
+    return schedule_value(name, schedule, progress, FINITE)
+
+
+def schedule_value(name: str, schedule: Schedule, progress: float, rule: Rule) -> float:
+    """
+    :param name: the argument that the schedule was given as
+    :param schedule: function of the remaining progress
+    :param progress: what it is called with
+    :param rule: what its value must be; ``NOT_NAN`` for clip ranges, where infinity means no clipping
+    :return: what the schedule returns
+    :raises ValueError: if that is not a number, or the rule does not hold
+    """
+    try:
+        value = float(schedule(progress))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must return numbers, but failed at remaining progress {progress:g}: {error}") from error
+    if not rule.holds(value):
+        raise ValueError(f"`{name}` must be {rule.text}, got {value!r} from the schedule at remaining progress {progress:g}")
+    return value
