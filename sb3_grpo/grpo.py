@@ -2,7 +2,6 @@
 
 import io
 import math
-import numbers
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -16,9 +15,18 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from torch.nn import functional as F
 
+from sb3_grpo.arguments import (
+    NOT_NAN,
+    check_arguments,
+    check_learn_arguments,
+    finite_schedule_value,
+    group_coef_at,
+    make_group_coef_schedule,
+    schedule_value,
+)
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
 from sb3_grpo.callbacks import RegroupCallback, contains_regroup_callback
 from sb3_grpo.grouping import RegroupEvent
@@ -197,10 +205,7 @@ class GRPO(PPO):
         probe_leash: float = 0.05,
         compile: bool = False,
     ):
-        check_choice("normalize_advantage", normalize_advantage, (True, False, "group"))
-        check_choice("group_score", group_score, ("return", "reward"))
-        check_choice("group_scale", group_scale, ("std", "range"))
-        check_regrouping(merge_kl, split_kl, regroup_freq, regroup_warmup, probe_leash)
+        check_arguments(locals())
         super().__init__(
             policy,
             env,
@@ -256,6 +261,8 @@ class GRPO(PPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        # again: load() writes its keyword arguments into the model
+        check_arguments(vars(self))
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = GroupDictRolloutBuffer if is_dict else GroupRolloutBuffer
@@ -287,7 +294,6 @@ class GRPO(PPO):
             scale_values=self.policy.scales_values,
             **self.policy.router.settings(),
         )
-        check_regrouping(self.merge_kl, self.split_kl, self.regroup_freq, self.regroup_warmup, self.probe_leash)
         # another number of heads would have everything compiled again
         self.policy.exact_single_group = not self.compile
         self.policy.check_heads()
@@ -395,14 +401,15 @@ class GRPO(PPO):
     def train(self) -> None:
         """Update the policy with the rollout in the buffer."""
         self.policy.set_training_mode(True)
+        progress = self._current_progress_remaining
+        finite_schedule_value("learning_rate", self.lr_schedule, progress)
         self._update_learning_rate(self.policy.optimizer)
-        check_learning_rates(self.policy.optimizer)
         # PPO._setup_model made schedules of them
         assert callable(self.clip_range)
-        clip_range, clip_range_vf = self.clip_range(self._current_progress_remaining), None
+        clip_range, clip_range_vf = schedule_value("clip_range", self.clip_range, progress, NOT_NAN), None
         if self.clip_range_vf is not None:
             assert callable(self.clip_range_vf)
-            clip_range_vf = self.clip_range_vf(self._current_progress_remaining)
+            clip_range_vf = schedule_value("clip_range_vf", self.clip_range_vf, progress, NOT_NAN)
 
         rollout, balance = self._compare_groups()
         probe_rollout = self._probe_rollout(rollout)
@@ -471,7 +478,7 @@ class GRPO(PPO):
         if self.normalize_advantage == "group":
             policy.learn_value_scale(returns, groups)
         rollout, advantage_scale = self._normalize_by_group(rollout)
-        coef = check_group_coef(self._group_coef_schedule(max(self._current_progress_remaining, 0.0)))
+        coef = group_coef_at(self._group_coef_schedule, self._current_progress_remaining)
         scores = returns if self.group_score == "return" else buffer.flat_rewards()
         # what a reward is worth differs from group to group: scores are compared in units of the group's rewards
         per_unit = self._follow_reward_units()
@@ -677,6 +684,7 @@ class GRPO(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfGRPO:
+        check_learn_arguments({**locals(), "env": self.env})
         try:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         except BaseException:
@@ -810,28 +818,6 @@ class GRPO(PPO):
         return state_dicts, [*tensors, *(f"policy.{name}" for name in self.policy.bookkeeping())]
 
 
-def check_regrouping(
-    merge_kl: float | None,
-    split_kl: float | None,
-    regroup_freq: int | None,
-    regroup_warmup: int | None,
-    probe_leash: float,
-) -> None:
-    """
-    :raises ValueError: if a threshold is negative or the two are crossed, or another value is out of its range
-    """
-    for name, value in {"merge_kl": merge_kl, "split_kl": split_kl}.items():
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"`{name}` must be finite and at least 0, or None, got {value}")
-    if merge_kl is not None and split_kl is not None and not merge_kl < split_kl:
-        raise ValueError(f"`merge_kl` must be below `split_kl`, got {merge_kl} and {split_kl}")
-    for name, number, least in (("regroup_freq", regroup_freq, 1), ("regroup_warmup", regroup_warmup, 0)):
-        if number is not None and not (isinstance(number, numbers.Integral) and number >= least):
-            raise ValueError(f"`{name}` must be an integer of at least {least}, or None, got {number}")
-    if not 0 < probe_leash < math.inf:
-        raise ValueError(f"`probe_leash` must be finite and above 0, got {probe_leash}")
-
-
 def tell_interrupted(callback: BaseCallback) -> None:
     """
     :param callback: whose ``on_training_interrupted()``, if it has one, is to be called, as well as those of its children
@@ -840,48 +826,6 @@ def tell_interrupted(callback: BaseCallback) -> None:
         tell_interrupted(child)
     if hasattr(callback, "on_training_interrupted"):
         callback.on_training_interrupted()
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """
-    :raises ValueError: if ``value`` is none of ``choices``
-    """
-    # 1 == True, but only True is what the code asks for
-    if not any(value == choice and isinstance(value, type(choice)) for choice in choices):
-        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}")
-
-
-def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[float], float]:
-    """
-    :param group_coef: a number, a function of the remaining progress (from 1 to 0), or ``"lin_0.05"``
-    :return: a schedule
-    :raises ValueError: if the number is negative or not finite, now or when the schedule is called
-    """
-    schedule: FloatSchedule
-    try:
-        if isinstance(group_coef, str):
-            kind, start = group_coef.split("_")
-            if kind != "lin":
-                raise ValueError(kind)
-            schedule = FloatSchedule(LinearSchedule(float(start), 0.0, 1.0))
-        else:
-            schedule = FloatSchedule(float(group_coef) if isinstance(group_coef, numbers.Real) else group_coef)
-        first = schedule(1.0)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ValueError(
-            f'`group_coef` must be a number, a schedule or a string like "lin_0.05", got {group_coef!r}'
-        ) from error
-    check_group_coef(first)
-    return schedule
-
-
-def check_group_coef(value: float) -> float:
-    """
-    :raises ValueError: if lambda is negative or not finite
-    """
-    if not 0 <= value < math.inf:
-        raise ValueError(f"`group_coef` must be finite and at least 0, got {value}")
-    return value
 
 
 def check_finite(buffer: GroupRolloutBuffer) -> None:
@@ -896,15 +840,4 @@ def check_finite(buffer: GroupRolloutBuffer) -> None:
             raise NonFiniteError(
                 f"{name} must be finite, but {int((~finite).sum())} of {len(finite)} steps of the rollout have NaN or "
                 f"infinite values (environments {[int(index) for index in environments]}); the policy was left as it was"
-            )
-
-
-def check_learning_rates(optimizer: th.optim.Optimizer) -> None:
-    """
-    :raises NonFiniteError: if the learning rate of a parameter group is NaN or infinite
-    """
-    for group in optimizer.param_groups:
-        if not math.isfinite(group["lr"]):
-            raise NonFiniteError(
-                f"`learning_rate` must be finite, but its schedule returned {group['lr']}; the policy was left as it was"
             )

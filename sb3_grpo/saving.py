@@ -127,8 +127,9 @@ def read_tensors(path: Path, device: str) -> tuple[dict[str, th.Tensor], dict[st
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
     else:
         history = read_attributes(path)
-        params: dict[str, Any]
-        _, params, variables = load_from_zip_file(path, load_data=False, device=device)
+        loaded = load_from_zip_file(path, load_data=False, device=device)
+        params: Any = loaded[1]
+        variables = loaded[2]
         if params.keys() != {"policy", "policy.optimizer"}:
             raise ValueError(f"`path` must be a file of GRPO, got one that holds {sorted(params)}")
         states = params["policy.optimizer"]["state"]
