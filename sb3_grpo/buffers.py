@@ -93,9 +93,7 @@ class GroupBufferMixin(RolloutBuffer):
         samples = self.samples()
         self.cells = th.zeros_like(samples.groups)
         if router is not None:
-            for part in router.parts(samples.observations):
-                router.check_routed(part)
-            self.cells = th.cat([router(part) for part in router.parts(samples.observations)])
+            self.cells = router.cells_of(samples.observations)
         self._samples = samples._replace(groups=cell_to_group[self.cells])
 
     def flat_rewards(self) -> np.ndarray:

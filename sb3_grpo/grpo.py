@@ -581,7 +581,7 @@ class GRPO(PPO):
         # Dropout and the like must neither draw random numbers nor learn anything here
         policy.set_training_mode(False)
         with th.no_grad():
-            latent = th.cat([policy.latent_pi(part) for part in policy.router.parts(rollout.observations)])
+            latent = policy.router.map_parts(policy.latent_pi, rollout.observations)
         policy.set_training_mode(True)
         return latent
 

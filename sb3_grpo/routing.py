@@ -93,6 +93,40 @@ class Router(nn.Module, ABC):
         :raises ValueError: if they do not name a cell
         """
 
+    def cells_of(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Route a rollout.
+
+        :param obs: batch of ``B`` observations as the policy gets them
+        :return: cells, shape ``(B,)``
+        :raises ValueError: if an observation does not name a cell
+        """
+
+        def route(part: PyTorchObs) -> th.Tensor:
+            self.check_routed(part)
+            return self(part)
+
+        return self.map_parts(route, obs)
+
+    def map_parts(self, function: Callable[[PyTorchObs], th.Tensor], obs: PyTorchObs) -> th.Tensor:
+        """
+        Apply a function to a rollout part by part.
+
+        :param function: maps a batch of ``b`` observations to a tensor of shape ``(b, ...)``
+        :param obs: batch of ``B`` observations
+        :return: shape ``(B, ...)``
+        """
+        result, start = th.empty(0), 0
+        for part in self.parts(obs):
+            mapped = function(part)
+            if start == 0:
+                total = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+                result = mapped.new_empty(total, *mapped.shape[1:])
+            # into one tensor: small results between large observations would keep the allocator from using their memory again
+            result[start : start + len(mapped)] = mapped
+            start += len(mapped)
+        return result
+
     def parts(self, obs: PyTorchObs) -> Iterator[PyTorchObs]:
         """
         :param obs: batch of whole observations
@@ -167,7 +201,7 @@ class RandomRouter(Router):
         # close to the mean, which keeps differences exact where observations are far from 0
         offset = self._flat(next(self.parts(obs))).mean(dim=0)
         projection = self._projection(random, len(offset)).to(offset.device)
-        points = th.cat([(self._flat(chunk) - offset) @ projection for chunk in self.parts(obs)])
+        points = self.map_parts(lambda part: (self._flat(part) - offset) @ projection, obs)
         mean, std = points.mean(dim=0), points.std(dim=0, correction=0)
         # a coordinate that never moves says nothing: leave it out instead of dividing by nothing
         inverse_std = th.where(std > 1e-6, 1 / std, 0.0)
