@@ -47,6 +47,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "drawn_large": dict(env=CARTPOLE, play=IN_TURN, kwargs=dict(n_steps=256, batch_size=256, learning_rate=1e-3)),
     "rare": dict(env=CARTPOLE, play=RARE, kwargs=dict(n_steps=64)),
     "scaled": dict(env=CARTPOLE, play=IN_TURN, scales=SCALES, kwargs=dict(n_steps=128)),
+    # the task with the largest rewards has 300 times those of the one with the smallest
+    "wide": dict(env=CARTPOLE, play=IN_TURN, scales=(1.0, 30.0, 0.1, 1.0), kwargs=dict(n_steps=128)),
     "lander": dict(env=LANDER, play=["random"] * 16, kwargs=LANDER_KWARGS),
     "lander_scaled": dict(env=LANDER, play=["random"] * 16, scales=SCALES, kwargs=LANDER_KWARGS),
 }

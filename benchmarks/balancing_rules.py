@@ -1,6 +1,7 @@
 """
 What balances tasks that have a head each? Rules of the field on the same heads, with equal rewards and with rewards scaled
-by 1, 1, 10 and 0.1 (settings "drawn" and "scaled" of ``balance.py``, whose hyper-parameters these are).
+by 1, 1, 10 and 0.1 (settings "drawn" and "scaled" of ``balance.py``, whose hyper-parameters these are). Part "wide" asks
+whether lambda does harm where rewards are scaled by 1, 30, 0.1 and 1.
 
 - heads: PPO's normalisation of advantages, nothing else
 - group normalisation: advantages and values in units of their own group
@@ -112,7 +113,8 @@ def run(setting: str, method: str, seed: int, total_timesteps: int, n_evaluation
 
 def make_runs(setting: str, seeds: list[int]) -> list[dict[str, Any]]:
     base = dict(setting=setting, total_timesteps=40_960, n_evaluations=10)
-    return [dict(method=method, seed=seed, **base) for seed in seeds for method in RULES]
+    methods = ("group normalisation", "lambda 0.005", "lambda 0.05") if setting == "wide" else RULES
+    return [dict(method=method, seed=seed, **base) for seed in seeds for method in methods]
 
 
 def rules_table(rows: list[dict[str, Any]], title: str = "") -> Table:
@@ -127,9 +129,9 @@ def rules_table(rows: list[dict[str, Any]], title: str = "") -> Table:
 
 
 def main() -> None:
-    arguments = parse_parts(__doc__, ("drawn", "scaled"))
+    arguments = parse_parts(__doc__, ("drawn", "scaled", "wide"))
     for setting in arguments.parts:
-        runs = make_runs(setting, arguments.seeds or list(SEEDS))
+        runs = make_runs(setting, arguments.seeds or list(range(5) if setting == "wide" else SEEDS))
         rows = run_part(run, runs, f"balancing_rules_{setting}", arguments, total_timesteps=2048, n_evaluations=2)
         Console(width=150).print(rules_table(rows, setting))
 
