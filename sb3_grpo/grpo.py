@@ -465,9 +465,12 @@ class GRPO(PPO):
             group), and how its groups compare
         """
         buffer, policy = self.rollout_buffer, self.policy
-        check_finite(buffer)
         router = policy.router if policy.max_groups > 1 else None
         buffer.assign_groups(router, policy.cell_to_group)
+        rollout = buffer.samples()
+        # advantages last, because rewards are their cause. Observations may hold what a features extractor replaces
+        columns = {"rewards": th.as_tensor(buffer.flat_rewards(), device=self.device), "advantages": rollout.advantages}
+        check_finite(columns, rollout.groups, "the policy was left as it was")
         if router is not None and not router.is_fitted:
             # the policy that collected the rollout had one head, that of cell 0
             policy.spread_head(int(policy.cell_to_group[0]))
@@ -616,9 +619,13 @@ class GRPO(PPO):
         :param batch: the minibatch
         :raises NonFiniteError: if the reason is a loss or a gradient that is NaN or infinite
         """
+        if terms.loss.isfinite() and math.isfinite(terms.gradient_norm):
+            return
+        rollout = self.rollout_buffer.samples()
+        observations = rollout.observations if isinstance(rollout.observations, dict) else {"": rollout.observations}
+        columns = {f"observations {key!r}" if key else "observations": values for key, values in observations.items()}
+        check_finite(columns, rollout.groups, "the update was stopped before the optimizer step")
         if terms.loss.isfinite():
-            if math.isfinite(terms.gradient_norm):
-                return
             raise NonFiniteError(
                 "the gradient is NaN or infinite although the loss is finite; the update was stopped before the optimizer "
                 "step. Look for an operation in the network whose derivative is not finite, such as the square root of 0."
@@ -828,16 +835,17 @@ def tell_interrupted(callback: BaseCallback) -> None:
         callback.on_training_interrupted()
 
 
-def check_finite(buffer: GroupRolloutBuffer) -> None:
+def check_finite(columns: dict[str, th.Tensor], groups: th.Tensor, consequence: str) -> None:
     """
-    :raises NonFiniteError: if a reward or an advantage of the rollout is NaN or infinite
+    :param columns: what is to be checked, by what it is called, each with ``B`` steps in the first dimension
+    :param groups: group of each step, shape ``(B,)``
+    :param consequence: what has been done about it
+    :raises NonFiniteError: if something is NaN or infinite, for the first column where it is
     """
-    # advantages last, because rewards are their cause
-    for name, values in {"rewards": buffer.flat_rewards(), "advantages": buffer.samples().advantages.cpu().numpy()}.items():
-        finite = np.isfinite(values)
+    for name, values in columns.items():
+        finite = values.reshape(len(values), -1).isfinite().all(dim=1)
         if not finite.all():
-            environments = sorted(set((~finite).nonzero()[0] // buffer.buffer_size))
             raise NonFiniteError(
                 f"{name} must be finite, but {int((~finite).sum())} of {len(finite)} steps of the rollout have NaN or "
-                f"infinite values (environments {[int(index) for index in environments]}); the policy was left as it was"
+                f"infinite values, in groups {groups[~finite].unique().tolist()}; {consequence}"
             )

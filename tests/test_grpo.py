@@ -243,7 +243,7 @@ class TestTensorBoard:
         printed = capsys.readouterr().out
         assert len([tag for tag in tags(tmp_path / "GRPO_1") if tag.startswith("groups/score_")]) == 10
         assert "score_" not in printed
-        assert "penalty" in printed
+        assert "eta_squared" in printed
 
 
 class TestGroupRecords:
@@ -252,29 +252,66 @@ class TestGroupRecords:
         assert [(r.group, r.cells, r.steps, r.weight) for r in records] == [(g, [g], 0, 1.0) for g in range(4)]
         assert all(math.isnan(record.score) for record in records)
 
+    # both environments play 4 rollouts of 3 + 5 steps; with gamma 1 the returns-to-go are 3, 2, 1 and 2 (5, 4, 3, 2, 1), in
+    # units of the rewards 1 and 2: scores 2 and 3, shares 3/8 and 5/8, variance 111/64, slopes 4 * 2 * -+0.5 / (111/64)
+    slope = 256 / 111
+
     def test_by_hand(self):
-        # both environments play 4 rollouts of 3 + 5 steps; gamma 0: the return of a step is its reward
-        model = make_model(make_counting_vec_env(), **COUNTING, gamma=0.0, gae_lambda=1.0, group_coef=0.01).learn(64)
-        # scores 1 and 2, shares 3/8 and 5/8: variance 15/64; slopes 4 * 2 * -+0.5 / (15/64) = -+256/15
+        model = make_model(make_counting_vec_env(), **COUNTING, gamma=1.0, gae_lambda=1.0, group_coef=0.01).learn(64)
         first, second = model.groups
         assert (first.group, first.cells, first.steps) == (0, [0], 24)
         assert (second.group, second.cells, second.steps) == (1, [1], 40)
-        assert (first.score, second.score) == pytest.approx((1.0, 2.0), abs=1e-6)
+        assert (first.score, second.score) == pytest.approx((2.0, 3.0), abs=1e-6)
         logged = model.logger.name_to_value
         assert logged["groups/share_0"] == pytest.approx(3 / 8)
-        assert logged["groups/score_1"] == pytest.approx(2.0)
-        assert logged["groups/eta_squared"] == pytest.approx(1.0, abs=1e-6)
-        assert logged["groups/penalty"] == pytest.approx(2 * 64 / 15, rel=1e-5)
-        # the weights move by share in opposite directions: 3/8 (w_0 - 1) = 5/8 (1 - w_1)
+        assert logged["groups/score_1"] == pytest.approx(3.0)
+        assert logged["groups/eta_squared"] == pytest.approx(15 / 111, abs=1e-6)
+        assert logged["groups/penalty"] == pytest.approx(128 / 111, rel=1e-5)
+        # the objective moves by share in units of the rewards in opposite directions: 3/8 (w_0 - 1) = 2 * 5/8 (1 - w_1)
         assert first.weight > 1 > second.weight >= 0
-        assert 3 * (first.weight - 1) == pytest.approx(5 * (1 - second.weight))
+        assert 3 * (first.weight - 1) == pytest.approx(10 * (1 - second.weight))
 
     def test_weights_of_advantages_that_are_not_normalised(self):
-        options = dict(**COUNTING, gamma=0.0, gae_lambda=1.0, group_coef=0.01, normalize_advantage=False)
+        options = dict(**COUNTING, gamma=1.0, gae_lambda=1.0, group_coef=0.01, normalize_advantage=False)
         first, second = make_model(make_counting_vec_env(), **options).learn(64).groups
-        # 1 + 0.01 * 256/15 / (3/8) and 1 - 0.01 * 256/15 / (5/8)
-        assert first.weight == pytest.approx(1 + 0.01 * 256 / 15 * 8 / 3, rel=1e-5)
-        assert second.weight == pytest.approx(1 - 0.01 * 256 / 15 * 8 / 5, rel=1e-5)
+        # advantages in units of the rewards are divided by 1 and 1/2
+        assert first.weight == pytest.approx(1 + 0.01 * self.slope / (3 / 8), rel=1e-5)
+        assert second.weight == pytest.approx(1 - 0.01 * self.slope / 2 / (5 / 8), rel=1e-5)
+
+    @pytest.mark.parametrize("normalize_advantage", [True, "group"])
+    @pytest.mark.parametrize("pay", [(1.0, 2.0), (1.0, 30.0), (0.1, 1.0), (-1.0, -7.0)])
+    def test_the_size_of_the_rewards_puts_no_group_ahead(self, pay, normalize_advantage):
+        """Where both tasks are played alike the weights are 1, whatever they pay for it."""
+        env = DummyVecEnv([lambda: CountingEnv(pay=pay, length=(4, 4))] * 2)
+        options = dict(gamma=1.0, gae_lambda=1.0, group_coef=0.5, normalize_advantage=normalize_advantage)
+        model = make_model(env, **COUNTING, **options).learn(64)
+        sign = math.copysign(1, pay[0])
+        assert [record.score for record in model.groups] == pytest.approx([2.5 * sign, 2.5 * sign])
+        assert [record.weight for record in model.groups] == pytest.approx([1, 1], abs=1e-5)
+
+    def test_of_a_group_without_rewards_is_zero(self):
+        env = DummyVecEnv([lambda: CountingEnv(pay=(0.0, 2.0), length=(4, 4))] * 2)
+        model = make_model(env, **COUNTING, gamma=1.0, gae_lambda=1.0, group_coef=0.01).learn(64)
+        first, second = model.groups
+        assert (first.score, second.score) == pytest.approx((0.0, 2.5))
+        # nothing says how large a step of it would have to be
+        assert first.weight == 1
+        assert second.weight < 1
+
+    def test_the_value_at_a_time_limit_is_no_reward(self):
+        """SB3 adds it to the last reward; a policy that lasts to the limit would look worse for it."""
+
+        class Long(CountingEnv):
+            def step(self, action):
+                obs, reward, end, _, info = super().step(action)
+                return obs, reward, False, end, info
+
+        env = DummyVecEnv([lambda: Long(pay=(1.0, 1.0), length=(4, 4))] * 2)
+        model = make_model(env, **COUNTING, gamma=1.0, gae_lambda=1.0)
+        th.nn.init.constant_(model.policy.value_net.bias, 100.0)
+        model.learn(64)
+        assert model.rollout_buffer.rewards.max() > 50
+        assert model.policy.reward_units.size.tolist() == pytest.approx([1.0, 1.0])
 
     def test_all_steps_and_cells_belong_to_a_group(self, task_cartpole):
         model = make_model(task_cartpole, n_groups=3, router_kwargs=dict(n_cells=7)).learn(256)
@@ -288,9 +325,9 @@ class TestGroupRecords:
         by_return, by_reward = (
             make_model(make_counting_vec_env(), **options, group_score=kind).learn(64).groups for kind in ("return", "reward")
         )
-        assert [record.score for record in by_reward] == pytest.approx([1.0, 2.0])
-        # mean return-to-go: (3 + 2 + 1) / 3 and 2 (5 + 4 + 3 + 2 + 1) / 5
-        assert [record.score for record in by_return] == pytest.approx([2.0, 6.0])
+        # in units of the rewards, 1 and 2; mean return-to-go: (3 + 2 + 1) / 3 and (5 + 4 + 3 + 2 + 1) / 5
+        assert [record.score for record in by_reward] == pytest.approx([1.0, 1.0])
+        assert [record.score for record in by_return] == pytest.approx([2.0, 3.0])
 
     def test_default_number_of_groups(self, cartpole, task_cartpole):
         assert make_model(cartpole).n_groups == 1
