@@ -1,0 +1,341 @@
+"""Files of models: complete, of a reasonable size, readable without running code, and what fits into what."""
+
+import copy
+import io
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_grpo import GRPO, saving
+from sb3_grpo.grouping import Merge, Split
+from sb3_grpo.saving import complete_file
+
+KWARGS: dict[str, Any] = dict(n_steps=32, batch_size=32, n_epochs=2, seed=0, device="cpu", learning_rate=3e-3)
+TASKS: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=(4, 8)))
+
+
+def make_model(**kwargs: Any) -> GRPO:
+    return GRPO("MlpPolicy", make_vec_env("sb3_grpo/TaskCartPole-v0", 2, seed=0), **{**KWARGS, **TASKS, **kwargs})
+
+
+def regrouped() -> GRPO:
+    """Groups, heads, probes and history that a new model does not have."""
+    model = make_model(normalize_advantage="group", max_groups=5).learn(128)
+    model.policy.regroup(Merge(0, 2, 0.5, 0.01))
+    model.policy.regroup(Split(1, 4, [1], 0.4))
+    model.policy.cell_to_group[0] = 3
+    model.policy.note_groups()
+    return model
+
+
+def everything(model: GRPO) -> dict[str, th.Tensor]:
+    policy = model.policy
+    buffers = {f"buffer {name}": value for name, value in policy.named_buffers()}
+    moments = {
+        f"{name} {key}": value
+        for name, parameter in policy.named_parameters()
+        for key, value in policy.optimizer.state[parameter].items()
+    }
+    everything = {**dict(policy.named_parameters()), **buffers, **moments}
+    # the next rollout fills them
+    return {
+        name: value.detach().clone()
+        for name, value in everything.items()
+        if not name.endswith(("probes.latent", "probes.cells"))
+    }
+
+
+def assert_same(left: GRPO, right: GRPO) -> None:
+    one, other = everything(left), everything(right)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert value.equal(other[name]), name
+
+
+class TestCompleteFile:
+    def test_replaces_the_file_at_the_end(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_text("old")
+        with complete_file(path) as part:
+            part.write_text("new")
+            assert path.read_text() == "old"
+        assert path.read_text() == "new"
+        assert os.listdir(tmp_path) == ["file"]
+
+    @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+    def test_leaves_the_old_file_when_writing_fails(self, tmp_path, error):
+        path = tmp_path / "file"
+        path.write_text("old")
+
+        def write() -> None:
+            with complete_file(path) as part:
+                part.write_text("half of it")
+                raise error
+
+        with pytest.raises(error):
+            write()
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["file"]
+
+    def test_a_link_stays_a_link(self, tmp_path):
+        (tmp_path / "file").write_text("old")
+        (tmp_path / "link").symlink_to(tmp_path / "file")
+        with complete_file(tmp_path / "link") as part:
+            part.write_text("new")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "file").read_text() == "new"
+
+    def test_a_device_stays_a_device(self):
+        with complete_file(os.devnull) as part:
+            part.write_text("nothing")
+        assert not Path(os.devnull).is_file()
+
+
+class TestSave:
+    @pytest.mark.parametrize(
+        ("given", "written"), [("model", "model.zip"), ("model.zip", "model.zip"), ("a/b/model", "a/b/model.zip")]
+    )
+    @pytest.mark.parametrize("kind", [str, Path])
+    def test_names_are_those_of_sb3(self, tmp_path, given, written, kind):
+        model = make_model()
+        model.save(kind(tmp_path / given))
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == [written]
+        assert GRPO.load(tmp_path / given).max_groups == 4
+
+    def test_into_an_open_file(self):
+        file = io.BytesIO()
+        model = regrouped()
+        model.save(file)
+        file.seek(0)
+        assert_same(model, GRPO.load(file))
+
+    def test_a_failure_leaves_the_old_file(self, tmp_path, monkeypatch):
+        model = make_model()
+        model.save(tmp_path / "model")
+        before = (tmp_path / "model.zip").read_bytes()
+
+        def fail(*_: Any) -> None:
+            raise OSError("disk full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(saving.os, "fsync", fail)
+            with pytest.raises(OSError, match="disk full"):
+                model.learn(64).save(tmp_path / "model")
+        assert (tmp_path / "model.zip").read_bytes() == before
+        assert os.listdir(tmp_path) == ["model.zip"]
+
+    def test_size_with_default_arguments(self, tmp_path):
+        ppo, grpo = (kind("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu").learn(64) for kind in (PPO, GRPO))
+        ppo.save(tmp_path / "ppo")
+        grpo.save(tmp_path / "grpo")
+        sizes = [(tmp_path / name).stat().st_size for name in ("ppo.zip", "grpo.zip")]
+        assert sizes[1] < 3 * sizes[0]
+
+    def test_groups_are_saved(self, tmp_path):
+        model = regrouped()
+        model.save(tmp_path / "model")
+        loaded = GRPO.load(tmp_path / "model")
+        assert loaded.policy.cell_to_group.tolist() == [3, 4, 0, 3]
+        assert_same(model, loaded)
+
+
+class TestLoadTensors:
+    @pytest.mark.parametrize("kind", ["zip", "safetensors"])
+    def test_restores_all_that_training_goes_on_with(self, tmp_path, kind):
+        model = make_model(normalize_advantage="group", n_groups=4, max_groups=5)
+        model.learn(128)
+        model.policy.regroup(Split(1, 4, [1], 0.4))
+        model.regroup_history = [(96, "split", [1, 4], 0.4, [0, 4, 2, 3])]  # type: ignore[list-item]  # as a file has it
+        path = tmp_path / f"model.{kind}"
+        model.save(path) if kind == "zip" else model.save_tensors(path)
+        other = make_model(normalize_advantage="group", n_groups=4, max_groups=5)
+        other.load_tensors(path)
+        assert_same(model, other)
+        assert other.num_timesteps == 128
+        assert [tuple(event) for event in other.regroup_history] == [(96, "split", (1, 4), 0.4, [0, 4, 2, 3])]
+        other.learn(64, reset_num_timesteps=False)
+
+    def test_runs_no_code(self, tmp_path):
+        """Unlike ``load``, which is the control."""
+        model, mark = make_model(), tmp_path / "code has run"
+        model.save(tmp_path / "model")
+
+        class Bomb:
+            def __reduce__(self) -> Any:
+                return Path.touch, (mark,)
+
+        model.bomb = Bomb()  # type: ignore[attr-defined]
+        model.save(tmp_path / "bomb")
+        make_model().load_tensors(tmp_path / "bomb.zip")
+        assert not mark.exists()
+        GRPO.load(tmp_path / "bomb")
+        assert mark.exists()
+
+    @pytest.mark.parametrize("kind", ["zip", "safetensors"])
+    @pytest.mark.parametrize(
+        "other",
+        [dict(max_groups=6), dict(n_groups=1), dict(policy_kwargs=dict(net_arch=[32])), dict(normalize_advantage="group")],
+        ids=str,
+    )
+    def test_of_another_model_is_refused_and_changes_nothing(self, tmp_path, kind, other):
+        model, path = make_model().learn(64), tmp_path / f"model.{kind}"
+        model.save(path) if kind == "zip" else model.save_tensors(path)
+        target = make_model(**other).learn(64)
+        before = everything(target)
+        with pytest.raises(ValueError, match="a model that was built with the same arguments"):
+            target.load_tensors(path)
+        assert all(value.equal(before[name]) for name, value in everything(target).items())
+
+    def test_of_ppo_is_refused(self, tmp_path):
+        PPO("MlpPolicy", "CartPole-v1", n_steps=64).save(tmp_path / "ppo")
+        with pytest.raises(ValueError, match="must be a file of GRPO"):
+            make_model().load_tensors(tmp_path / "ppo.zip")
+
+    def test_without_the_package_says_what_to_install(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
+        monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+        with pytest.raises(ImportError, match=r'pip install "sb3-grpo\[extra\]"'):
+            make_model().save_tensors(tmp_path / "model.safetensors")
+
+
+class TestLoad:
+    def test_a_file_of_ppo_is_refused(self, tmp_path):
+        PPO("MlpPolicy", "CartPole-v1", n_steps=64).save(tmp_path / "ppo")
+        with pytest.raises(ValueError, match=r"must be a file of GRPO, got one of another algorithm \(perhaps PPO\)"):
+            GRPO.load(tmp_path / "ppo")
+
+    def test_half_a_file_is_refused(self, tmp_path):
+        make_model().save(tmp_path / "model")
+        content = (tmp_path / "model.zip").read_bytes()
+        (tmp_path / "model.zip").write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match="must be the complete zip file of a model"):
+            GRPO.load(tmp_path / "model")
+
+    @pytest.mark.parametrize(
+        ("kwargs", "message"),
+        [
+            (
+                dict(router_kwargs=dict(columns=(3, 7))),
+                r"`columns` of a saved model cannot be changed: it was built with \[4, 8\]",
+            ),
+            (dict(router_kwargs=dict(columns=(4, 8), hide=True)), "`hide` of a saved model cannot be changed"),
+            (dict(normalize_advantage="groups"), r"`normalize_advantage` must be one of .* got 'groups'"),
+            (dict(group_score="returns"), "`group_score` must be one of"),
+            (dict(group_coef=-1), "`group_coef` must be"),
+            (dict(merge_kl=0.5), "`merge_kl` must be below `split_kl`"),
+            (dict(n_steps=2.5), "`n_steps` must be an integer"),
+        ],
+        ids=str,
+    )
+    def test_checks_what_is_to_be_changed(self, tmp_path, kwargs, message):
+        make_model().save(tmp_path / "model")
+        with pytest.raises(ValueError, match=message):
+            GRPO.load(tmp_path / "model", **kwargs)
+
+    def test_what_means_the_same_may_be_said_again(self, tmp_path):
+        make_model().save(tmp_path / "model")
+        assert GRPO.load(tmp_path / "model", router_kwargs=dict(columns=[4, 8], hide=False)).max_groups == 4
+
+    def test_value_units_are_kept_when_normalisation_changes(self, tmp_path):
+        model = make_model(normalize_advantage="group").learn(64)
+        model.save(tmp_path / "model")
+        loaded = GRPO.load(tmp_path / "model", normalize_advantage=True)
+        obs = th.randn(5, 8)
+        assert loaded.policy.predict_values(obs).equal(model.policy.predict_values(obs))
+        assert not model.policy.value_scale.equal(th.ones(4))
+
+    def test_value_units_can_begin_later(self, tmp_path):
+        model = make_model().learn(64)
+        model.save(tmp_path / "model")
+        loaded = GRPO.load(tmp_path / "model", env=model.get_env(), normalize_advantage="group")
+        obs = th.randn(5, 8)
+        assert loaded.policy.predict_values(obs).equal(model.policy.predict_values(obs))
+        loaded.learn(64)
+        assert not loaded.policy.value_scale.equal(th.ones(4))
+
+
+class TestStateDict:
+    def test_holds_floats_only(self):
+        assert all(value.is_floating_point() for value in regrouped().policy.state_dict().values())
+
+    def test_with_one_group_is_that_of_ppo(self):
+        kwargs = dict(n_steps=64, device="cpu")
+        ppo, grpo = PPO("MlpPolicy", "CartPole-v1", **kwargs), GRPO("MlpPolicy", "CartPole-v1", n_groups=1, **kwargs)
+        grpo.policy.load_state_dict(ppo.policy.state_dict())
+        assert list(grpo.policy.state_dict()) == list(ppo.policy.state_dict())
+
+    def test_can_be_drawn_at_random_as_sb3s_tests_do(self):
+        model = regrouped()
+        drawn = {name: th.rand_like(value) for name, value in model.policy.state_dict().items()}
+        model.policy.load_state_dict(drawn)
+        assert set(model.policy.active_groups) <= {0, 1}
+        model.predict(np.eye(8, dtype=np.float32)[4])
+
+    def test_can_be_averaged_with_itself(self):
+        model = regrouped()
+        before = everything(model)
+        state = model.policy.state_dict()
+        model.policy.load_state_dict({name: th.stack([value, value]).mean(dim=0) for name, value in state.items()})
+        assert all(value.equal(before[name]) for name, value in everything(model).items())
+
+    def test_carries_the_groups_to_another_policy(self):
+        model, other = regrouped(), make_model(normalize_advantage="group", max_groups=5)
+        other.set_parameters(copy.deepcopy(model.get_parameters()))
+        obs = th.cat([th.randn(8, 4), th.eye(4).repeat(2, 1)], dim=1)
+        assert other.policy.groups(obs).equal(model.policy.groups(obs))
+        assert other.policy.predict_values(obs).equal(model.policy.predict_values(obs))
+
+    def test_with_a_missing_map_of_groups_is_refused(self):
+        model = regrouped()
+        state = model.policy.state_dict()
+        del state["cell_to_group"]
+        with pytest.raises(RuntimeError, match="cell_to_group"):
+            model.policy.load_state_dict(state)
+
+
+class TestBeginningWithPPO:
+    """Every group gets a copy of PPO's head: the policy is PPO's, whatever the groups."""
+
+    @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+    @pytest.mark.parametrize(
+        "kwargs", [dict(), dict(n_groups=1), dict(n_groups=3), dict(normalize_advantage="group")], ids=str
+    )
+    @pytest.mark.parametrize("way", ["state_dict", "file"])
+    def test_policy_is_the_same(self, tmp_path, env_id, kwargs, way):
+        ppo = PPO("MlpPolicy", env_id, n_steps=64, learning_rate=1e-2, device="cpu").learn(128)
+        grpo = GRPO("MlpPolicy", env_id, n_steps=64, device="cpu", **kwargs)
+        if way == "file":
+            ppo.save(tmp_path / "ppo")
+            grpo.set_parameters(str(tmp_path / "ppo"))
+        else:
+            grpo.policy.load_state_dict(ppo.policy.state_dict())
+        obs = th.as_tensor(np.array([grpo.observation_space.sample() for _ in range(20)])).float().clamp(-5, 5)
+        expected, actual = (model.policy.forward(obs, deterministic=True) for model in (ppo, grpo))
+        for one, other in zip(expected, actual, strict=True):
+            th.testing.assert_close(one, other)
+        grpo.learn(128)
+
+    def test_control_another_network_does_not_fit(self):
+        ppo = PPO("MlpPolicy", "CartPole-v1", n_steps=64, policy_kwargs=dict(net_arch=[8]))
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            GRPO("MlpPolicy", "CartPole-v1").policy.load_state_dict(ppo.policy.state_dict())
+
+
+def test_attributes_are_read_from_any_file_of_sb3(tmp_path):
+    PPO("MlpPolicy", "CartPole-v1", n_steps=64).save(tmp_path / "ppo")
+    assert saving.read_attributes(tmp_path / "ppo")["n_steps"] == 64
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("data.json", json.dumps({}))
+    shutil.copy(tmp_path / "other.zip", tmp_path / "copy.zip")
+    for name in ("other", "copy.zip"):
+        with pytest.raises(ValueError, match="must be the complete zip file of a model"):
+            saving.read_attributes(tmp_path / name)
