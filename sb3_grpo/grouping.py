@@ -4,10 +4,10 @@ Which groups to merge and which to split: pure functions of Kullback-Leibler div
 Notation: ``C`` cells, ``K`` heads, of which some belong to active groups; a group is a set of cells.
 """
 
+import math
 from typing import NamedTuple
 
 import torch as th
-from torch.nn import functional as F
 
 # A contradiction must be this many standard errors away from none
 MIN_STANDARD_ERRORS = 3.0
@@ -15,8 +15,8 @@ MIN_STANDARD_ERRORS = 3.0
 MIN_AGREEMENT = 0.95
 
 
-# Steps whose products are summed at once
-CHUNK = 128
+# What the overhead of one more matrix product is worth, in multiplications
+OVERHEAD = 2**20
 
 
 class Divergences(NamedTuple):
@@ -72,10 +72,12 @@ def sum_products_by(left: th.Tensor, right: th.Tensor, member: th.Tensor, n: int
     :return: shape ``(n, l, r)``
     """
     sums = left.new_zeros(n, left.shape[1], right.shape[1])
-    for chunk in member.argsort(stable=True).split(CHUNK):
+    # in a longer chunk there are more members, and each of them meets the steps of all others
+    length = math.isqrt(OVERHEAD * len(member) // max(1, min(n, len(member)) * sums[0].numel()))
+    for chunk in member.argsort(stable=True).split(max(32, length)):
         names, rank = member[chunk].unique_consecutive(return_inverse=True)
-        belongs = F.one_hot(rank, len(names)).to(left.dtype)
-        own_left = (belongs.T.unsqueeze(1) * left[chunk].T).flatten(0, 1)
+        belongs = rank == th.arange(len(names), device=rank.device).unsqueeze(1)
+        own_left = (belongs.unsqueeze(1) * left[chunk].T).flatten(0, 1)
         sums[names] += (own_left @ right[chunk]).unflatten(0, (len(names), -1))
     return sums
 
