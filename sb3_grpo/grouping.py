@@ -78,7 +78,7 @@ def sum_products_by(left: th.Tensor, right: th.Tensor, member: th.Tensor, n: int
         names, rank = member[chunk].unique_consecutive(return_inverse=True)
         belongs = rank == th.arange(len(names), device=rank.device).unsqueeze(1)
         own_left = (belongs.unsqueeze(1) * left[chunk].T).flatten(0, 1)
-        sums[names] += (own_left @ right[chunk]).unflatten(0, (len(names), -1))
+        sums[names] += (own_left @ right[chunk]).view(len(names), *sums.shape[1:])
     return sums
 
 

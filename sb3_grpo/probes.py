@@ -469,16 +469,16 @@ def distances(sums: Sums, parts: Sequence[slice]) -> th.Tensor:
     # outputs first: both moments of a cell meet the probes of all others in one matrix product each
     contributions = contributions.permute(2, 1, 0, 3).contiguous()
     probes = [contributions[:, part].sum(dim=1) for part in parts]
-    rows = []
+    kl = shares.new_empty(len(parts), len(shares), len(shares))
     for a, (score_moment, latent_moment) in enumerate(zip(*sums.moments(), strict=True)):
         transformed = 0.5 * (score_moment @ contributions.flatten(1)).view_as(contributions) @ latent_moment
         noisy = (contributions * transformed).sum(dim=(0, 3))
-        for part, probe, total, differ in zip(parts, probes, totals, different, strict=True):
+        for row, part, probe, total, differ in zip(kl[:, a], parts, probes, totals, different, strict=True):
             other = transformed[:, part].sum(dim=1)
             # the square of b, without the products of a fold with itself
             squares = (probe * other).sum(dim=(0, 2)) - noisy[part].sum(dim=0)
             squares = squares / total.square() / differ.where(differ > MIN_DIFFERENT, th.nan)
             # the data of different probes are different: their products need no correction
             mixed = (probe[:, a : a + 1] * other).sum(dim=(0, 2)) / (total[a] * total)
-            rows.append(squares[a] + squares - 2 * mixed)
-    return th.stack(rows).unflatten(0, (-1, len(parts))).transpose(0, 1)
+            row[:] = squares[a] + squares - 2 * mixed
+    return kl
