@@ -1,27 +1,79 @@
 """
 What probes and regrouping cost: their share of the training time at the defaults, timed within each training.
 
-``python benchmarks/regrouping_cost.py``, for the settings of ``speed.py``.
+``python benchmarks/regrouping_cost.py``, for the settings of ``speed.py``, and for 4 to 256 tasks with a group each.
+``--settings tasks_64`` measures some of them; ``--smoke FOLDER`` a short run, whose rows go there.
 """
 
+import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import torch as th
 from common import RESULTS
+from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
-from speed import N_ITERATIONS, SETTINGS, Clock, make_model
+from speed import N_ENVS, N_ITERATIONS, SETTINGS, Clock, make_model
 
 from sb3_grpo import GRPO, RegroupCallback
 
 REPEATS = 5
+N_TASKS = (4, 16, 64, 256)
 
 
-def measure(setting: dict[str, Any]) -> list[dict[str, float]]:
+class Tasks(gym.Env):
     """
+    Each task pays for one of four actions; episodes are short, so that all tasks are seen in every rollout.
+
+    :param n_tasks: one of them is drawn at each reset, and shown as ``"task"``
+    """
+
+    action_space = spaces.Discrete(4)
+
+    def __init__(self, n_tasks: int):
+        self.n_tasks = n_tasks
+        self.observation_space = spaces.Dict(obs=spaces.Box(-1, 1, (4,), np.float32), task=spaces.Discrete(n_tasks))
+
+    def _observation(self) -> dict[str, Any]:
+        return {"obs": self.np_random.uniform(-1, 1, 4).astype(np.float32), "task": self._task}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        self._steps, self._task = 0, int(self.np_random.integers(self.n_tasks))
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        return self._observation(), float(action == self._task % 4), False, self._steps == 8, {}
+
+
+def tasks_setting(n_tasks: int) -> dict[str, Any]:
+    """One group per task to begin with, a look at them between rollouts of 2048 steps."""
+    return {
+        "policy": "MultiInputPolicy",
+        "env": lambda: Tasks(n_tasks),
+        N_ENVS: 8,
+        N_ITERATIONS: 1,
+        "n_steps": 256,
+        "router": "discrete",
+        "router_kwargs": {"key": "task"},
+    }
+
+
+ALL_SETTINGS = SETTINGS | {f"tasks_{n}": tasks_setting(n) for n in N_TASKS}
+
+
+def measure(setting: dict[str, Any], n_looks: int, n_repeats: int) -> list[dict[str, float]]:
+    """
+    :param n_looks: at least so many looks at the groups in each repeat
     :return: of each repeat the seconds of training, and those of them that probes and regrouping took
     """
     model = make_model(GRPO, setting)
@@ -29,11 +81,10 @@ def measure(setting: dict[str, Any]) -> list[dict[str, float]]:
     probes, callback = model.policy.probes, RegroupCallback()
     assert probes is not None
     clocks = [Clock(model, ["_probe_rollout"]), Clock(probes, ["learn"]), Clock(callback, ["_on_rollout_start"])]
-    # at least four looks at the groups in each repeat
-    steps = max(4 * 2048, model.n_steps * model.n_envs * setting[N_ITERATIONS])
+    steps = max(n_looks * 2048, model.n_steps * model.n_envs * setting[N_ITERATIONS])
     model.learn(2 * model.n_steps * model.n_envs)
     repeats = []
-    for _ in range(REPEATS):
+    for _ in range(n_repeats):
         for clock in clocks:
             clock.reset()
         start = time.perf_counter()
@@ -44,12 +95,21 @@ def measure(setting: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="+", choices=list(ALL_SETTINGS), default=list(ALL_SETTINGS))
+    parser.add_argument("--smoke", type=Path, help="a short run, whose rows go into this folder")
+    arguments = parser.parse_args()
     th.set_num_threads(1)
-    results = {name: measure(setting) for name, setting in SETTINGS.items()}
-    (RESULTS / "regrouping_cost.json").write_text(json.dumps(results, indent=1) + "\n")
+    path = (arguments.smoke or RESULTS) / "regrouping_cost.json"
+    # what is not measured now keeps its rows
+    results = json.loads(path.read_text()) if path.exists() else {}
+    n_looks, n_repeats = (1, 1) if arguments.smoke else (4, REPEATS)
+    for name in arguments.settings:
+        results[name] = measure(ALL_SETTINGS[name], n_looks, n_repeats)
+    path.write_text(json.dumps(results, indent=1) + "\n")
     table = Table("setting", "median", "smallest", "largest", title="probes and regrouping, share of training time")
-    for name, repeats in results.items():
-        shares = [repeat["probes and regrouping"] / repeat["training"] for repeat in repeats]
+    for name in [name for name in ALL_SETTINGS if name in results]:
+        shares = [repeat["probes and regrouping"] / repeat["training"] for repeat in results[name]]
         table.add_row(name, *(f"{100 * value:.1f} %" for value in (statistics.median(shares), min(shares), max(shares))))
     Console().print(table)
 

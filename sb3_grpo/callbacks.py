@@ -186,8 +186,10 @@ def measure_groups(model: Any) -> Divergences:
     """
     policy, probes = model.policy, model.policy.probes
     with th.no_grad():
-        outputs = policy.head_outputs(probes.latent[probes.cells >= 0])
-        return probes.measure(policy.cell_to_group, policy.max_groups, model.probe_leash, *outputs)
+        mature = policy.group_age >= model.warmup_rollouts
+        return probes.measure(
+            policy.cell_to_group, model.probe_leash, policy.head_outputs, mature, model.merge_kl, model.split_kl
+        )
 
 
 def plot_regrouping(model: Any, path: str | Path | None = None) -> Figure:

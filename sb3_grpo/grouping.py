@@ -4,7 +4,7 @@ Which groups to merge and which to split: pure functions of Kullback-Leibler div
 Notation: ``C`` cells, ``K`` heads, of which some belong to active groups; a group is a set of cells.
 """
 
-import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,13 +16,17 @@ MIN_STANDARD_ERRORS = 3.0
 MIN_AGREEMENT = 0.95
 
 
+# What the overhead of one more matrix product is worth, in multiplications
+OVERHEAD = 2**20
+
+
 class Divergences(NamedTuple):
-    """How policies differ on the measured steps, in nats; NaN where there are no steps to measure on."""
+    """How policies differ on the measured steps, in nats, on the CPU; NaN where nothing was measured."""
 
     between: th.Tensor  # of groups, the larger direction, symmetric, shape (K, K)
     within: th.Tensor  # of each group's cells from what suits all of them, shape (K,)
     within_error: th.Tensor  # its standard error, shape (K,)
-    cells: th.Tensor  # KL(c || d) on the steps of cell c, shape (C, C); on the diagonal NaN or 0
+    cells: th.Tensor  # KL(c || d) on the steps of cell c, within groups to be divided, shape (C, C); diagonal NaN or 0
     cells_by_half: th.Tensor  # the same from each half of the data, shape (2, C, C)
     cell_steps: th.Tensor  # shape (C,)
 
@@ -63,14 +67,55 @@ class RegroupEvent(NamedTuple):
         return cls(int(timestep), str(kind), (int(first), int(second)), float(kl), [int(group) for group in cells])
 
 
+def sum_products_by(left: th.Tensor, right: th.Tensor, member: th.Tensor, n: int) -> th.Tensor:
+    """
+    Add up the outer products of the steps of each group or cell.
+
+    The same numbers on every device and in every run, which ``index_add_`` does not promise on GPUs: steps of the same
+    member are put side by side, and each chunk of them is one matrix product. Costs grow with ``B``, not with ``B * n``.
+
+    :param left: shape ``(B, l)``
+    :param right: shape ``(B, r)``
+    :param member: group or cell of each step, shape ``(B,)``
+    :param n: number of groups or cells
+    :return: shape ``(n, l, r)``
+    """
+    sums = left.new_zeros(n, left.shape[1], right.shape[1])
+    # in a longer chunk there are more members, and each of them meets the steps of all others
+    length = math.isqrt(OVERHEAD * len(member) // max(1, min(n, len(member)) * sums[0].numel()))
+    for chunk in member.argsort(stable=True).split(max(32, length)):
+        names, rank = member[chunk].unique_consecutive(return_inverse=True)
+        belongs = rank == th.arange(len(names), device=rank.device).unsqueeze(1)
+        own_left = (belongs.unsqueeze(1) * left[chunk].T).flatten(0, 1)
+        sums[names] += (own_left @ right[chunk]).view(len(names), *sums.shape[1:])
+    return sums
+
+
 def sum_by(values: th.Tensor, member: th.Tensor, n: int) -> th.Tensor:
     """
+    Add up the values of the steps of each group or cell.
+
     :param values: shape ``(B, ...)``
     :param member: group or cell of each step, shape ``(B,)``
     :param n: number of groups or cells
-    :return: sums over the steps of each, shape ``(n, ...)``
+    :return: shape ``(n, ...)``
     """
-    return values.new_zeros(n, *values.shape[1:]).index_add_(0, member, values)
+    ones = values.new_ones(len(values), 1)
+    return sum_products_by(ones, values.reshape(len(values), -1), member, n).view(n, *values.shape[1:])
+
+
+def is_contradiction(within: th.Tensor, within_error: th.Tensor, split_kl: float | None) -> th.Tensor:
+    """
+    Say which groups contradict themselves: above the threshold, and certainly above 0.
+
+    :param within: contradiction of each group, nats, shape ``(K,)``
+    :param within_error: its standard error
+    :param split_kl: nats; ``None``: no group does
+    :return: shape ``(K,)``, boolean; what is NaN is no contradiction
+    """
+    if split_kl is None:
+        return th.zeros_like(within, dtype=th.bool)
+    return (within > split_kl) & (within > MIN_STANDARD_ERRORS * within_error)
 
 
 def plan_regrouping(
@@ -82,7 +127,8 @@ def plan_regrouping(
 ) -> list[Merge | Split]:
     """
     Split what contradicts itself, merge what is alike: ``KL(within i) > split_kl``, ``KL(i || j) < merge_kl``
-    in both directions. No group takes part in more than one event: measure again after these.
+    in both directions. No group takes part in more than one event: measure again after these. Of groups and cells without
+    steps nothing is known: they stay as they are.
 
     :param divergences: from the last measurement
     :param cell_to_group: group of each cell, shape ``(C,)``
@@ -92,38 +138,39 @@ def plan_regrouping(
     :param split_kl: nats; ``None``: no splitting
     :return: the events, splits first
     """
-    active = set(cell_to_group.tolist())
-    free = [group for group in range(len(mature)) if group not in active]
+    cell_to_group, mature = cell_to_group.to(divergences.cell_steps.device), mature.to(divergences.cell_steps.device)
+    steps = sum_by(divergences.cell_steps, cell_to_group, len(mature))
+    active = cell_to_group.bincount(minlength=len(mature)) > 0
+    free = (~active).nonzero().flatten().tolist()
+    changed: set[int] = set()
     events: list[Merge | Split] = []
-    if split_kl is not None:
-        # NaN compares as false: what has not been seen stays as it is
-        contradicting = [group for group in active if divergences.within[group] > split_kl]
-        for group in sorted(contradicting, key=lambda group: -divergences.within[group].item()):
-            moving = _cells_to_move(divergences, cell_to_group == group, group)
-            if moving and free:
-                events.append(Split(group, free.pop(0), moving, divergences.within[group].item()))
+    contradicting = active & is_contradiction(divergences.within, divergences.within_error, split_kl)
+    strongest = divergences.within.where(contradicting, -th.inf).argsort(descending=True, stable=True)
+    for group in strongest[: int(contradicting.sum())].tolist():
+        if free and (moving := _cells_to_move(divergences, cell_to_group == group)):
+            events.append(Split(group, free.pop(0), moving, divergences.within[group].item()))
+            changed.add(group)
     if merge_kl is not None:
-        changed = {event.group for event in events if isinstance(event, Split)}
-        steps = sum_by(divergences.cell_steps, cell_to_group, len(mature))
-        pairs = itertools.combinations([group for group in sorted(active) if mature[group]], 2)
-        alike = [(kl, i, j) for i, j in pairs if (kl := divergences.between[i, j].item()) < merge_kl]
-        for kl, keep, gone in sorted(alike):
+        old_enough = active & mature & (steps > 0)
+        # NaN compares as false
+        alike = (divergences.between < merge_kl) & old_enough & old_enough.unsqueeze(1)
+        pairs = alike.triu(diagonal=1).nonzero()
+        kls = divergences.between[pairs[:, 0], pairs[:, 1]]
+        for kl, (keep, gone) in sorted(zip(kls.tolist(), pairs.tolist(), strict=True)):
             if not {keep, gone} & changed:
                 events.append(Merge(keep, gone, (steps[keep] / (steps[keep] + steps[gone])).item(), kl))
                 changed |= {keep, gone}
     return events
 
 
-def _cells_to_move(divergences: Divergences, members: th.Tensor, group: int) -> list[int]:
+def _cells_to_move(divergences: Divergences, members: th.Tensor) -> list[int]:
     """
-    :param members: whether each cell belongs to the group, shape ``(C,)``
-    :return: the cells that are to leave a group that contradicts itself; none as long as that, or how to divide
-        the cells, is not certain
+    :param members: whether each cell belongs to the group that contradicts itself, shape ``(C,)``
+    :return: the cells that are to leave it; none as long as it is not certain how to divide the cells
     """
     steps, known = divergences.cell_steps, ~divergences.cells.diagonal().isnan()
     cells = (members & known & (steps > 0)).nonzero().flatten().tolist()
-    certain = divergences.within[group] > MIN_STANDARD_ERRORS * divergences.within_error[group]
-    if len(cells) < 2 or not certain:
+    if len(cells) < 2:
         return []
     moving = bipartition(cells, divergences.cells, steps)
     stable = all(agreement(cells, moving, kl, steps) >= MIN_AGREEMENT for kl in divergences.cells_by_half)
@@ -141,9 +188,11 @@ def bipartition(cells: list[int], kl: th.Tensor, steps: th.Tensor) -> list[int]:
     :return: the cells of the half that does not contain the first cell
     """
     distance = kl[cells][:, cells] * steps[cells].unsqueeze(1)
-    pairs = list(itertools.combinations(range(len(cells)), 2))
-    costs = th.stack([th.minimum(distance[:, a], distance[:, b]).sum() for a, b in pairs])
-    a, b = pairs[int(costs.argmin())]
+    to_centre = distance.T.contiguous()
+    costs = kl.new_full((len(cells), len(cells)), th.inf)
+    for a in range(len(cells) - 1):
+        costs[a, a + 1 :] = th.minimum(to_centre[a], to_centre[a + 1 :]).sum(dim=1)
+    a, b = divmod(int(costs.argmin()), len(cells))
     in_b = distance[:, b] < distance[:, a]
     in_b[a], in_b[b] = False, True
     in_b = _settle(in_b, kl[cells][:, cells], steps[cells])

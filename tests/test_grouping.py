@@ -8,7 +8,17 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_grpo.grouping import Divergences, Merge, Split, agreement, apply_plan, bipartition, plan_regrouping, sum_by
+from sb3_grpo.grouping import (
+    Divergences,
+    Merge,
+    Split,
+    agreement,
+    apply_plan,
+    bipartition,
+    plan_regrouping,
+    sum_by,
+    sum_products_by,
+)
 
 property_test = settings(deadline=None, max_examples=100, derandomize=True, database=None)
 N_HEADS = 5
@@ -281,6 +291,29 @@ def test_sum_by():
     assert sum_by(values[:, 0], th.tensor([1, 1, 0]), 2).tolist() == [4, 3]
 
 
+@pytest.mark.parametrize(("steps", "n"), [(0, 3), (1, 1), (500, 1), (500, 7), (3000, 4000)])
+def test_sum_products_by(steps, n):
+    random = np.random.default_rng(0)
+    # whole numbers: sums are exact in any order
+    left, right = (random.integers(-9, 10, size=(steps, size)) for size in (3, 5))
+    member = random.integers(n, size=steps)
+    expected = np.zeros((n, 3, 5))
+    for step in range(steps):
+        expected[member[step]] += np.outer(left[step], right[step])
+    columns = (th.as_tensor(left, dtype=th.float32), th.as_tensor(right, dtype=th.float32))
+    assert sum_products_by(*columns, th.as_tensor(member), n).tolist() == expected.tolist()
+
+
+def test_bipartition_of_many_cells():
+    """200 cells of two kinds."""
+    kinds = np.random.default_rng(0).integers(2, size=200)
+    kl = th.as_tensor(kinds[:, None] != kinds, dtype=th.float32) + 0.1 * th.rand(
+        200, 200, generator=th.Generator().manual_seed(0)
+    )
+    moving = bipartition(list(range(200)), kl, th.full((200,), 100.0))
+    assert moving == np.flatnonzero(kinds != kinds[0]).tolist()
+
+
 def sometimes_nan(random, values, share=0.15):
     return np.where(random.random(values.shape) < share, np.nan, values)
 
@@ -398,6 +431,18 @@ class TestAnySequence:
                     assert 0 <= event.share <= 1
                     assert cells_of(after)[keep] == sorted(cells_of(before)[keep] + cells_of(before)[gone])
                     assert gone not in after
+
+    @property_test
+    @given(any_rounds)
+    def test_groups_without_steps_are_not_merged(self, rounds):
+        """Whatever is said to be known of them."""
+        for of_cells, mature in zip(rounds.measured, rounds.mature, strict=True):
+            everything_alike = of_cells._replace(between=th.zeros_like(of_cells.between))
+            for event in rounds.plan(everything_alike, rounds.groups, mature):
+                if isinstance(event, Merge):
+                    steps = [of_cells.cell_steps[rounds.groups == group].sum().item() for group in (event.keep, event.gone)]
+                    assert min(steps) > 0
+                    assert event.share == pytest.approx(steps[0] / sum(steps))
 
     @property_test
     @given(any_rounds)

@@ -2,18 +2,33 @@
 
 import copy
 import itertools
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from sb3_grpo import MlpPolicy, probes
+from sb3_grpo import probes
 from sb3_grpo.distributions import ActionFamily, BernoulliFamily, CategoricalFamily, GaussianFamily
 from sb3_grpo.grouping import MIN_STANDARD_ERRORS, Divergences, Split, bipartition, plan_regrouping
-from sb3_grpo.probes import HALF_LIFE, MAX_DIM, MIN_GROUP_STEPS, MIN_STEPS, N_FOLDS, N_KEPT, SCALE_HALF_LIFE, Probes, product
+from sb3_grpo.probes import (
+    HALF_LIFE,
+    MAX_DIM,
+    MIN_DIM,
+    MIN_GROUP_STEPS,
+    MIN_STEPS,
+    N_FOLDS,
+    N_KEPT,
+    SCALE_HALF_LIFE,
+    Probes,
+    Sums,
+    distances,
+    product,
+)
 
 LATENT_DIM, N_OUTPUTS = 3, 2
 LEASH = 0.05
@@ -60,13 +75,31 @@ def learn(model: Probes, *rollouts: Rollout, scale_by_cell: bool = False) -> Pro
     return model
 
 
-def measure(model: Probes, cell_to_group: list[int] | None = None, leash: float = LEASH) -> Divergences:
-    """With heads that are all equal; one group if nothing else is said."""
-    n_cells = len(model.scale)
-    groups = th.tensor([0] * n_cells if cell_to_group is None else cell_to_group)
-    outputs = th.zeros(int((model.cells >= 0).sum()), n_cells, model.gradient.shape[2])
-    log_std = th.zeros_like(outputs) if isinstance(model.family, GaussianFamily) else None
-    return model.measure(groups, n_cells, leash, outputs, log_std)
+def measure(
+    model: Probes,
+    cell_to_group: list[int] | None = None,
+    leash: float = LEASH,
+    weight: th.Tensor | None = None,
+    mature: list[bool] | None = None,
+    merge_kl: float | None = 0.1,
+    split_kl: float | None = 0.3,
+) -> Divergences:
+    """One group if nothing else is said, and a head per cell, all equal, or with this weight, shape ``(K, n, latent_dim)``."""
+    groups = th.tensor([0] * len(model.scale) if cell_to_group is None else cell_to_group)
+    heads = th.zeros(len(groups), model.n_outputs, model.latent.shape[1]) if weight is None else weight
+
+    def head_outputs(latent: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        outputs = th.einsum("kij,bj->bki", heads, latent)
+        # heads with other means have other standard deviations as well
+        return outputs, heads.mean(dim=2).expand_as(outputs) if isinstance(model.family, GaussianFamily) else None
+
+    flags = th.tensor([True] * len(heads) if mature is None else mature)
+    return model.measure(groups, leash, head_outputs, flags, merge_kl, split_kl)
+
+
+def everything(model: Probes) -> Sums:
+    """What is known of all cells."""
+    return model.sums(th.arange(len(model.scale)))
 
 
 def assert_equal_on(one: Divergences, other: Divergences, cells: list[int]) -> None:
@@ -77,13 +110,13 @@ def assert_equal_on(one: Divergences, other: Divergences, cells: list[int]) -> N
         th.testing.assert_close(matrix[..., cells, :][..., cells], expected[..., cells, :][..., cells])
 
 
-class Sums:
-    """What ``Probes`` keeps, step by step."""
+class StepByStep:
+    """What ``Probes`` keeps."""
 
     def __init__(self, n_cells: int):
         dim = LATENT_DIM + 1
-        self.gradient = np.zeros((N_FOLDS, n_cells, N_OUTPUTS, dim))
-        self.steps = np.zeros((N_FOLDS, n_cells))
+        self.gradient = np.zeros((n_cells, N_FOLDS, N_OUTPUTS, dim))
+        self.steps = np.zeros((n_cells, N_FOLDS))
         self.score_moment = np.zeros((n_cells, N_OUTPUTS, N_OUTPUTS))
         self.latent_moment = np.zeros((n_cells, dim, dim))
         self.scale = np.zeros(n_cells)
@@ -100,8 +133,8 @@ class Sums:
         for step, (cell, fold) in enumerate(zip(cells.astype(int), folds.astype(int), strict=True)):
             point = np.append(latent[step], 1.0)
             peers = [scaled[other] for other in range(len(cells)) if (cells[other], folds[other]) == (cell, fold)]
-            self.gradient[fold, cell] += (scaled[step] - np.mean(peers)) * np.outer(score[step], point)
-            self.steps[fold, cell] += 1
+            self.gradient[cell, fold] += (scaled[step] - np.mean(peers)) * np.outer(score[step], point)
+            self.steps[cell, fold] += 1
             self.score_moment[cell] += np.outer(score[step], score[step])
             self.latent_moment[cell] += np.outer(point, point)
 
@@ -109,20 +142,22 @@ class Sums:
 class TestLearn:
     @pytest.mark.parametrize("scale_by_cell", [False, True])
     def test_sums_are_those_of_a_loop(self, scale_by_cell):
-        model, sums = make_probes(4), Sums(4)
+        model, sums = make_probes(4), StepByStep(4)
         # cell 3 is seen in the second rollout only, and what is learnt from it differs in scale
         first, second = random_rollout(0, 300, 3), random_rollout(1, 200, 4)
         second = second._replace(advantages=0.3 * second.advantages * (1 + second.cells))
         for rollout in (first, second, first):
             model.learn(*rollout, scale_by_cell=scale_by_cell)
             sums.learn(rollout, scale_by_cell)
+        known = {**everything(model)._asdict(), "scale": model.scale}
+        assert vars(sums).keys() == known.keys()
         for name, expected in vars(sums).items():
-            np.testing.assert_allclose(getattr(model, name).numpy(), expected, rtol=1e-4, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(known[name].numpy(), expected, rtol=1e-4, atol=1e-4, err_msg=name)
 
     def test_what_was_learnt_counts_half_after_the_half_life(self):
         model, rollout = make_probes(2), random_rollout(0, HALF_LIFE, 2)
         learn(model, rollout)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
+        before = {name: value.clone() for name, value in model.named_buffers()}
         # nothing is said by advantages that are all the same
         learn(model, rollout._replace(advantages=th.zeros(HALF_LIFE)))
         th.testing.assert_close(model.gradient, before["gradient"] / 2)
@@ -138,7 +173,7 @@ class TestLearn:
     def test_no_gradient_is_recorded(self):
         latent, *others = random_rollout(0, 50, 2)
         model = learn(make_probes(2), Rollout(latent.requires_grad_(), *others))
-        assert not any(value.requires_grad for value in model.state_dict(keep_vars=True).values())
+        assert not any(value.requires_grad for value in dict(model.named_buffers()).values())
         assert list(model.parameters()) == []
 
 
@@ -204,8 +239,8 @@ class TestScale:
             for given, flag in ((rollout, True), (unequal, False), (unequal, True))
         )
         th.testing.assert_close(by_cell, equal, rtol=1e-3, atol=1e-3)
-        assert together[:, 0].norm() < 0.01 * equal[:, 0].norm()
-        assert together[:, 1].norm() > 0.5 * equal[:, 1].norm()
+        assert together[0].norm() < 0.01 * equal[0].norm()
+        assert together[1].norm() > 0.5 * equal[1].norm()
 
     def test_cell_that_was_not_in_a_rollout_keeps_its_scale(self):
         model = learn(make_probes(2), random_rollout(0, 500, 2), scale_by_cell=True)
@@ -234,6 +269,11 @@ class TestScale:
     def test_advantages_that_are_all_zero(self):
         model = learn(make_probes(2), random_rollout(0, 100, 2)._replace(advantages=th.zeros(100)))
         assert not model.gradient.any()
+
+
+def single_product(left: th.Tensor, right: th.Tensor, *moments: th.Tensor) -> th.Tensor:
+    """Of one pair of heads."""
+    return product(left[None, None], right[None, None], *(moment[None] for moment in moments))[0, 0]
 
 
 def outer_mean(rows: th.Tensor) -> th.Tensor:
@@ -271,7 +311,7 @@ class TestProduct:
         for size in (1e-2, 1e-3):
             change = size * direction
             exact = self.exact(family, logits, points, change)
-            errors.append(abs(product(change, change, fisher, moment).item() / exact - 1))
+            errors.append(abs(single_product(change, change, fisher, moment).item() / exact - 1))
         assert errors[0] < 0.02
         # what is left out is of third order
         assert errors[1] < 0.15 * errors[0]
@@ -283,7 +323,7 @@ class TestProduct:
         changed = mean.unsqueeze(1) + std * (points @ change.T)
         family = GaussianFamily()
         exact = family.kl(*(family.params(x, std.log()) for x in (mean.unsqueeze(1), changed))).mean()
-        th.testing.assert_close(product(change, change, th.eye(2, dtype=th.double), outer_mean(points)), exact)
+        th.testing.assert_close(single_product(change, change, th.eye(2, dtype=th.double), outer_mean(points)), exact)
 
     def test_is_wrong_where_latents_tell_the_probabilities(self):
         """Negative control: the factored Fisher matrix is an approximation."""
@@ -292,16 +332,17 @@ class TestProduct:
         family = CategoricalFamily()
         changed = logits + points @ change.T
         exact = family.kl(family.params(logits), family.params(changed)).mean()
-        assert abs(product(change, change, self.fisher_of(family, logits), outer_mean(points)) / exact - 1) > 0.05
+        assert abs(single_product(change, change, self.fisher_of(family, logits), outer_mean(points)) / exact - 1) > 0.05
 
-    def test_is_bilinear_and_broadcasts(self):
+    def test_is_bilinear_for_each_cell_and_fold(self):
         generator = th.Generator().manual_seed(0)
-        left, right = th.randn(2, 5, 3, 4, generator=generator)
-        moments = outer_mean(th.randn(9, 3, generator=generator)), outer_mean(th.randn(9, 4, generator=generator))
+        left, right = th.randn(2, 5, 2, 3, 4, generator=generator)
+        moments = [th.stack([outer_mean(th.randn(9, n, generator=generator)) for _ in range(5)]) for n in left.shape[2:]]
         both = product(left + right, left + right, *moments)
         parts = product(left, left, *moments) + 2 * product(left, right, *moments) + product(right, right, *moments)
-        assert both.shape == (5,)
+        assert both.shape == (5, 2)
         th.testing.assert_close(both, parts, rtol=1e-4, atol=1e-4)
+        th.testing.assert_close(both[3, 1], single_product(*[(left + right)[3, 1]] * 2, *(moment[3] for moment in moments)))
 
 
 @pytest.fixture
@@ -326,8 +367,8 @@ class TestProbe:
         rollout = self.gaussian_data()
         assert rollout.advantages.abs().max() < 3
         model = learn(make_probes(1, family=GaussianFamily()), rollout)
-        contributions, _ = model._solve(th.ones(1, 1))
-        probe = (contributions.sum(dim=0)[0] / leash).requires_grad_()
+        contributions, _ = everything(model).solve()
+        probe = (contributions[0].sum(dim=0) / leash).requires_grad_()
         changes = th.nn.functional.pad(rollout.latent, (0, 1), value=1.0) @ probe.T
         head, changed = th.zeros_like(changes), changes
         kl = GaussianFamily().kl((head, th.ones_like(head)), (changed, th.ones_like(head))).mean()
@@ -343,9 +384,9 @@ class TestProbe:
     def test_is_the_mean_of_what_the_folds_ask_for(self):
         rollout = self.gaussian_data()
         folds = th.arange(len(rollout.cells)) % 3
-        contributions, shares = learn(make_probes(1), rollout._replace(folds=folds))._solve(th.ones(1, 1))
+        (contributions,), (shares,) = everything(learn(make_probes(1), rollout._replace(folds=folds))).solve()
         assert contributions[3:].eq(0).all()
-        th.testing.assert_close(shares[:3, 0], folds.bincount() / len(folds))
+        th.testing.assert_close(shares[:3], folds.bincount() / len(folds))
         moments = (outer_mean(x) for x in (rollout.score, th.nn.functional.pad(rollout.latent, (0, 1), value=1.0)))
         inverses = [moment.inverse() for moment in moments]
         points = th.nn.functional.pad(rollout.latent, (0, 1), value=1.0)
@@ -353,17 +394,16 @@ class TestProbe:
             own = folds == fold
             advantages = rollout.advantages[own] - rollout.advantages[own].mean()
             gradient = (advantages.unsqueeze(1) * rollout.score[own]).T @ points[own] / len(folds)
-            th.testing.assert_close(contributions[fold, 0], inverses[0] @ gradient @ inverses[1], rtol=1e-3, atol=1e-4)
+            th.testing.assert_close(contributions[fold], inverses[0] @ gradient @ inverses[1], rtol=1e-3, atol=1e-4)
 
     def test_floor_and_ridge_hold_back_what_cannot_be_known(self):
         """A policy that is nearly deterministic, and an output of the trunk that is always 0."""
         rollout = random_rollout(0, 4000, 1)
         latent = rollout.latent * th.tensor([1.0, 1.0, 0.0])
-        contributions, _ = learn(make_probes(1), rollout._replace(latent=latent, score=1e-4 * rollout.score))._solve(
-            th.ones(1, 1)
-        )
+        model = learn(make_probes(1), rollout._replace(latent=latent, score=1e-4 * rollout.score))
+        contributions, _ = everything(model).solve()
         assert contributions.isfinite().all()
-        assert contributions.sum(dim=0).norm() < 1e-3
+        assert contributions.sum(dim=1).norm() < 1e-3
 
 
 # How often an experiment is repeated to see whether an estimate is right on average
@@ -432,11 +472,11 @@ def standard_errors_from(expected: float, values: np.ndarray) -> float:
 
 def naive_within(model: Probes) -> float:
     """The same as a plain square: what the data ask for, less what the data of all cells together ask for."""
-    of_cells, _ = model._solve(th.eye(CELLS))
-    of_group, _ = model._solve(th.ones(1, CELLS))
-    difference = (of_cells - of_group).sum(dim=0)
-    steps = model.steps.sum(dim=0)
-    return (steps * product(difference, difference, *model._moments(th.eye(CELLS)))).sum().item() / steps.sum().item()
+    sums = everything(model)
+    (of_cells, _), (of_group, _) = sums.solve(), sums.united(th.ones(1, CELLS)).solve()
+    difference = (of_cells - of_group).sum(dim=1, keepdim=True)
+    steps = model.steps.sum(dim=1)
+    return (steps @ product(difference, difference, *sums.moments())).item() / steps.sum().item()
 
 
 @pytest.fixture
@@ -494,9 +534,10 @@ class TestOnAverage:
         models = [experiment.run(seed) for seed in range(50)]
         results = [measure(model, [0, 1, 0, 1], leash=1.0) for model in models]
         scales = th.stack([model.scale[0] for model in models]) ** 2
+        of_cells = [distances(everything(model), [slice(None)])[0].clamp(min=0) for model in models]
         cells, between = (
-            (th.stack([getattr(result, name) for result in results]) * scales[:, None, None]).mean(dim=0)
-            for name in ("cells", "between")
+            (th.stack(measured) * scales[:, None, None]).mean(dim=0)
+            for measured in (of_cells, [result.between for result in results])
         )
         other_type = th.tensor([0, 1, 0, 1]).unsqueeze(1) != th.tensor([0, 1, 0, 1])
         # two probes that differ by 2 * wants
@@ -511,8 +552,10 @@ class TestOnAverage:
         values = []
         for seed in range(50):
             rollout = two_actions(seed, MIN_GROUP_STEPS, [0, 0, 0, 1])
-            result = measure(learn(make_probes(4), rollout), [0, 0, 0, 1])
-            values.append([result.between[0, 1].item() / result.cells[:3, 3].mean().item(), 3 / 16])
+            model = learn(make_probes(4), rollout)
+            result = measure(model, [0, 0, 0, 1])
+            of_cells = distances(everything(model), [slice(None)])[0] / LEASH**2
+            values.append([result.between[0, 1].item() / of_cells[:3, 3].mean().item(), 3 / 16])
         ratio, expected = np.mean(values, axis=0)
         assert ratio == pytest.approx(expected, rel=0.05)
 
@@ -600,7 +643,7 @@ class TestUnseen:
         # each cell with a scale of its own: what is shared would depend on all advantages
         without, with_few = (learn(make_probes(5), data, scale_by_cell=True) for data in (rollout, both))
         results = [measure(model) for model in (without, with_few)]
-        assert with_few.steps.sum(dim=0)[4] == MIN_STEPS - 1
+        assert with_few.steps.sum(dim=1)[4] == MIN_STEPS - 1
         assert results[1].cell_steps[4] == 0
         assert_equal_on(results[0], results[1], [0, 1, 2, 3])
 
@@ -653,30 +696,134 @@ class TestLeash:
 
     def test_measuring_changes_nothing(self):
         model = learn(make_probes(10), two_actions(0, 8000, TYPES))
-        before = copy.deepcopy(model.state_dict())
+        before = copy.deepcopy(dict(model.named_buffers()))
         first, second = measure(model), measure(model)
         th.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
-        assert all(before[name].equal(value) for name, value in model.state_dict().items())
+        assert all(before[name].equal(value) for name, value in model.named_buffers())
+
+
+def random_heads(seed: int, n_groups: int, size: float = 1.0, n_outputs: int = N_OUTPUTS) -> th.Tensor:
+    return size * th.randn(n_groups, n_outputs, LATENT_DIM, generator=th.Generator().manual_seed(seed))
+
+
+class Direct:
+    """What ``measure`` says, from the definitions: double precision, one pair of cells or folds at a time, dense matrices."""
+
+    def __init__(self, sums: Sums):
+        columns: list[np.ndarray] = [tensor.double().numpy() for tensor in sums]
+        self.gradient, self.per_fold, self.score_moment, self.latent_moment = columns
+
+    def steps(self, cells: list[int], folds: list[int]) -> float:
+        return self.per_fold[cells][:, folds].sum()
+
+    def fisher(self, cells: list[int], floor: float = 0.0, ridge: float = 0.0) -> np.ndarray:
+        steps = self.steps(cells, FOLDS)
+        score, latent = (moment[cells].sum(axis=0) / steps for moment in (self.score_moment, self.latent_moment))
+        latent = latent + ridge * np.trace(latent) / len(latent) * np.eye(len(latent))
+        return np.kron(score + floor * np.eye(len(score)), latent)
+
+    def probe(self, cells: list[int], folds: list[int]) -> np.ndarray:
+        fisher = self.fisher(cells, probes.SCORE_FLOOR, probes.RIDGE)
+        gradient = self.gradient[cells][:, folds].sum(axis=(0, 1)).flatten() / self.steps(cells, folds)
+        return np.linalg.solve(fisher, gradient) / LEASH
+
+    def by_fold(self, part: list[int], whole: list[int]) -> np.ndarray:
+        """``KL(probe of the part || probe of the whole)`` on the data of the part; each fold against all others."""
+        kls = []
+        for fold in FOLDS:
+            others = [other for other in FOLDS if other != fold]
+            one, rest = (self.probe(part, folds) - self.probe(whole, folds) for folds in ([fold], others))
+            kls.append(one @ self.fisher(part) @ rest / 2)
+        return np.array(kls)
+
+    def within(self, group: list[int], parts: list[list[int]]) -> tuple[float, float]:
+        steps = np.array([[self.steps(part, [fold]) for fold in FOLDS] for part in parts])
+        terms = steps * [self.by_fold(part, group) for part in parts] / steps.sum()
+        mean, share = terms.sum(), steps.sum(axis=0) / steps.sum()
+        error = np.sqrt(np.square(terms.sum(axis=0) - share * mean).sum() * N_FOLDS / (N_FOLDS - 1))
+        return mean, 2 * error
+
+    def distance(self, a: int, b: int, folds: list[int]) -> float:
+        fisher, wants = self.fisher([a]), {cell: self.probe([cell], folds) for cell in (a, b)}
+
+        def square(cell: int) -> float:
+            share = {fold: self.steps([cell], [fold]) / self.steps([cell], folds) for fold in folds}
+            own = {fold: share[fold] * self.probe([cell], [fold]) for fold in folds}
+            different = sum(own[one] @ fisher @ own[two] / 2 for one, two in itertools.permutations(folds, 2))
+            return different / sum(share[one] * share[two] for one, two in itertools.permutations(folds, 2))
+
+        return max(square(a) + square(b) - wants[a] @ fisher @ wants[b], 0)
+
+
+FOLDS = list(range(N_FOLDS))
+
+
+# two types of cells in two groups, and one cell by itself
+GROUPS = ([0, 1, 2, 3], [4, 5], [6])
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[Divergences, Direct]:
+    """What ``measure`` says, and the same directly."""
+    model = make_probes(7)
+    for seed in range(4):
+        rollout = two_actions(seed, 8000, [0, 1, 1, 0, 0, 1, 0])
+        # what cells want depends on the latent vector too
+        learn(model, rollout._replace(advantages=rollout.advantages * rollout.latent[:, 0].abs().add(0.5)))
+    return measure(model, [0, 0, 0, 0, 1, 1, 2]), Direct(everything(model))
+
+
+class TestDefinition:
+    """Against a direct and slow computation."""
+
+    def test_within(self, both):
+        result, direct = both
+        for group, cells in enumerate(GROUPS[:2]):
+            within, error = direct.within(cells, [[cell] for cell in cells])
+            assert result.within[group].item() == pytest.approx(within, rel=1e-3)
+            assert result.within_error[group].item() == pytest.approx(error, rel=1e-3)
+        assert result.within[2].isnan()
+
+    def test_between(self, both):
+        result, direct = both
+        for i, j in itertools.combinations(range(3), 2):
+            united, _ = direct.within(GROUPS[i] + GROUPS[j], [GROUPS[i], GROUPS[j]])
+            # heads are equal
+            assert result.between[i, j].item() == pytest.approx(max(united, 0), rel=1e-3)
+            assert result.between[j, i] == result.between[i, j]
+
+    def test_cells(self, both):
+        result, direct = both
+        for group in GROUPS[:2]:
+            for a, b in itertools.permutations(group, 2):
+                for measured, folds in (
+                    (result.cells, FOLDS),
+                    *zip(result.cells_by_half, (FOLDS[::2], FOLDS[1::2]), strict=True),
+                ):
+                    # nearly equal cells are the difference of large numbers
+                    assert measured[a, b].item() == pytest.approx(direct.distance(a, b, folds), rel=1e-3, abs=0.05)
+        assert result.cells.isfinite().sum() == sum(len(group) ** 2 for group in GROUPS[:2])
 
 
 class TestHeads:
     """A leash so tight that probes do not differ leaves the heads as they are."""
 
+    @pytest.mark.parametrize("chunk", [probes.MAX_OUTPUTS, 100])
     @pytest.mark.parametrize("family", [CategoricalFamily(), GaussianFamily()], ids=["categorical", "gaussian"])
-    def test_differ_by_the_mean_divergence_in_the_worse_direction(self, family):
-        n_groups, cell_to_group = 3, [0, 1, 1, 2]
+    def test_differ_by_the_mean_divergence_in_the_worse_direction(self, family, chunk, monkeypatch):
+        monkeypatch.setattr(probes, "MAX_OUTPUTS", chunk)
+        cell_to_group = [0, 1, 1, 2]
         model = learn(make_probes(4, family=family), random_rollout(0, 600, 4))
-        generator = th.Generator().manual_seed(1)
-        outputs = th.randn(600, n_groups, N_OUTPUTS, generator=generator)
-        log_std = 0.3 * th.randn(600, n_groups, N_OUTPUTS, generator=generator)
-        given = log_std if isinstance(family, GaussianFamily) else None
-        result = model.measure(th.tensor(cell_to_group), n_groups, 1e6, outputs, given)
+        weight = random_heads(1, 4)
+        result = measure(model, cell_to_group, 1e6, weight)
         groups = [cell_to_group[cell] for cell in model.cells[model.cells >= 0].tolist()]
-        for i, j in itertools.combinations(range(n_groups), 2):
+        outputs = th.einsum("kij,bj->bki", weight, model.latent[model.cells >= 0])
+        log_std = weight.mean(dim=2).expand_as(outputs) if isinstance(family, GaussianFamily) else None
+        for i, j in itertools.combinations(range(3), 2):
             steps = [step for step in range(600) if groups[step] in (i, j)]
             means = []
             for one, other in ((i, j), (j, i)):
-                p, q = (family.params(outputs[steps, k], None if given is None else given[steps, k]) for k in (one, other))
+                p, q = (family.params(outputs[steps, k], None if log_std is None else log_std[steps, k]) for k in (one, other))
                 means.append(family.kl(p, q).mean().item())
             assert means[0] != pytest.approx(means[1], rel=1e-3)
             assert result.between[i, j].item() == pytest.approx(max(means), rel=1e-4)
@@ -687,22 +834,65 @@ class TestHeads:
         assert result.between[0, 1] > 10
 
 
+class TestUnions:
+    """Measured where two groups can be merged."""
+
+    def contradicting(self, **kwargs: Any) -> Divergences:
+        """Cells 0 and 1 against 2 and 3, with equal heads."""
+        model = learn(make_probes(4), two_actions(0, 16_000, [0, 0, 1, 1]))
+        return measure(model, [0, 1, 2, 3], **kwargs)
+
+    def test_is_not_known_of_young_groups(self):
+        old, young = (self.contradicting(mature=mature) for mature in ([True] * 4, [True, False, True, True]))
+        known = th.tensor([True, False, True, True])
+        th.testing.assert_close(young.between[known][:, known], old.between[known][:, known])
+        assert young.between[1].isfinite().tolist() == [False, True, False, False]
+
+    def test_are_not_asked_for_where_heads_differ(self):
+        weight = random_heads(0, 4)
+        far = self.contradicting(weight=weight)
+        assert far.between[~th.eye(4, dtype=th.bool)].min() > 0.1
+        # the contradiction of cells 0 and 2 is not what is said, but their heads
+        assert far.between[0, 2] < 5 < self.contradicting().between[0, 2]
+        th.testing.assert_close(far.between, self.contradicting(weight=weight, leash=1e6).between)
+
+    def test_no_merging_no_unions(self):
+        assert self.contradicting(merge_kl=None).between.eq(0).all()
+
+    def test_of_too_many_pairs_those_with_the_most_similar_heads(self, monkeypatch):
+        weight = 1e-3 * th.tensor([0.0, 1.0, 3.0, 7.0])[:, None, None] * random_heads(0, 1)
+        everything, nearest = self.contradicting(weight=weight), None
+        monkeypatch.setattr(probes, "MAX_PAIRS", 2)
+        nearest = self.contradicting(weight=weight)
+        measured = nearest.between.isfinite().triu(1).nonzero().tolist()
+        assert measured == [[0, 1], [1, 2]]
+        for i, j in measured:
+            th.testing.assert_close(nearest.between[i, j], everything.between[i, j])
+
+    def test_together_or_one_by_one_is_the_same(self, monkeypatch):
+        together = self.contradicting()
+        monkeypatch.setattr(probes, "PAIRS_TOGETHER", 1)
+        th.testing.assert_close(self.contradicting(), together, equal_nan=True)
+
+
 class TestProjection:
     WIDE = MAX_DIM + 36
 
     @pytest.mark.parametrize("latent_dim", [1, MAX_DIM - 1, MAX_DIM])
     def test_narrow_trunks_are_taken_as_they_are(self, latent_dim):
-        assert make_probes(2, latent_dim).projection.equal(th.eye(latent_dim))
+        rollout = random_rollout(0, 500, 1, latent_dim)
+        points = th.nn.functional.pad(rollout.latent, (0, 1), value=1.0)
+        model = learn(make_probes(1, latent_dim), rollout)
+        th.testing.assert_close(everything(model).latent_moment[0], points.T @ points, rtol=1e-4, atol=1e-3)
 
     def test_wide_trunks_are_projected(self):
         wide, narrow = make_probes(2, self.WIDE), make_probes(2, MAX_DIM)
+        assert wide.projection is not None
         assert wide.projection.shape == (self.WIDE, MAX_DIM)
-        assert wide.gradient.shape == narrow.gradient.shape
         rollout = random_rollout(0, 500, 2, latent_dim=self.WIDE)
         learn(wide, rollout)
         learn(narrow, rollout._replace(latent=rollout.latent @ wide.projection))
-        for name in ("gradient", "latent_moment", "score_moment", "steps"):
-            th.testing.assert_close(getattr(wide, name), getattr(narrow, name))
+        th.testing.assert_close(everything(wide), everything(narrow))
         # heads are measured on the whole of it
         assert wide.latent[wide.cells >= 0].equal(rollout.latent)
 
@@ -715,10 +905,11 @@ class TestProjection:
 
     def test_is_the_same_every_time_and_everywhere(self):
         th.manual_seed(1)
-        one = make_probes(2, self.WIDE)
+        one = make_probes(2, self.WIDE, self.WIDE)
         th.manual_seed(2)
-        other = make_probes(5, self.WIDE)
-        assert one.projection.equal(other.projection)
+        other = make_probes(5, self.WIDE, self.WIDE)
+        for name in ("projection", "score_projection"):
+            assert getattr(one, name).equal(getattr(other, name))
 
     @pytest.mark.parametrize("latent_dim", [8, WIDE])
     def test_no_global_random_number_is_drawn(self, latent_dim):
@@ -727,21 +918,148 @@ class TestProjection:
         assert th.get_rng_state().equal(states[0])
         assert (np.random.get_state()[1] == states[1]).all()  # type: ignore[index]  # not the legacy dict
 
-    def test_saved_and_loaded_with_the_policy(self, tmp_path):
-        space = spaces.Box(-1, 1, (5,))
-        policy = MlpPolicy(
-            space,
-            spaces.Discrete(2),
-            lambda _: 1e-3,
-            net_arch=[self.WIDE],
-            router="one_hot",
-            router_kwargs=dict(columns=(2, 5)),
+
+def softmax_rollout(seed: int, steps: int, n_actions: int, n_used: int) -> Rollout:
+    """A policy that uses some of its actions; two cells want opposite halves of those, two others the same."""
+    rollout = random_rollout(seed, steps, 4)
+    generator = th.Generator().manual_seed(seed)
+    actions = th.randint(n_used, (steps,), generator=generator)
+    p = th.zeros(n_actions)
+    p[:n_used] = 1 / n_used
+    score = th.nn.functional.one_hot(actions, n_actions) - p
+    better = (actions < n_used // 2) == (rollout.cells % 2 == 0)
+    return rollout._replace(score=score, advantages=2.0 * better - 1 + rollout.advantages)
+
+
+class TestManyActions:
+    def test_those_that_are_not_used_change_little(self):
+        """Contradictions are measured as if the other actions did not exist."""
+        few = measure(learn(make_probes(4, n_outputs=6), softmax_rollout(0, 8000, 6, 6)))
+        many = measure(learn(make_probes(4, n_outputs=3000), softmax_rollout(0, 8000, 3000, 6)))
+        assert many.within[0] == pytest.approx(few.within[0].item(), rel=0.3)
+        events = plan_regrouping(many, th.zeros(4, dtype=th.long), th.ones(4, dtype=th.bool), 0.1, 0.3)
+        assert [sorted(event.cells) for event in events if isinstance(event, Split)] == [[1, 3]]
+
+    def test_none_is_invented(self):
+        rollout = softmax_rollout(0, 8000, 3000, 6)
+        result = measure(
+            learn(make_probes(4, n_outputs=3000), rollout._replace(advantages=random_rollout(1, 8000, 4).advantages))
         )
-        assert policy.probes is not None
-        learn(policy.probes, random_rollout(0, 500, 3, latent_dim=self.WIDE))
-        policy.save(str(tmp_path / "policy.pth"))
-        loaded = MlpPolicy.load(str(tmp_path / "policy.pth"))
-        assert isinstance(loaded.probes, Probes)
-        expected = policy.probes.state_dict()
-        assert set(expected) >= {"projection", "gradient", "scale", "steps", "latent", "cells"}
-        assert all(expected[name].equal(value) for name, value in loaded.probes.state_dict().items())
+        assert result.within[0] < MIN_STANDARD_ERRORS * result.within_error[0]
+
+    @pytest.mark.parametrize("n_outputs", [500, 4672, 20_000])
+    def test_buffers_are_of_the_order_of_the_parameters(self, n_outputs):
+        model = make_probes(8, 64, n_outputs)
+        of_heads = 8 * n_outputs * 65
+        assert sum(buffer.numel() for buffer in model.buffers()) < 0.3 * of_heads + 2**19
+
+
+class Watching(TorchDispatchMode):
+    """Notes size and type of every tensor that torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[th.Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.tensors += [leaf.to("meta") for leaf in tree_leaves(out) if isinstance(leaf, th.Tensor)]
+        return out
+
+
+class TestManyCells:
+    @pytest.mark.parametrize(("n_cells", "dim"), [(8, MAX_DIM), (256, MAX_DIM), (1024, 32), (5000, 14), (50_000, MIN_DIM)])
+    def test_latents_are_projected_to_fewer_numbers(self, n_cells, dim):
+        model = make_probes(n_cells, MAX_DIM, 4)
+        assert model.gradient.shape == (n_cells, N_FOLDS, 4, dim + 1)
+        assert model.latent_moment.numel() <= max(2**20, 45 * n_cells)
+
+    def test_scores_too(self):
+        assert make_probes(64, 64, 64).gradient.shape[2] == 64
+        assert make_probes(256, 64, 64).gradient.shape[2] == 31
+        assert make_probes(50_000, 64, 64).gradient.shape[2] == MIN_DIM
+
+    def test_nothing_is_larger_than_pairs_of_cells_or_what_is_kept(self):
+        """Of 128 cells with a group each, all of them alike, and in one group that contradicts itself."""
+        n_cells, n_outputs = 128, 4
+        model = make_probes(n_cells, 64, n_outputs)
+        rollout = random_rollout(0, MIN_STEPS * n_cells, n_cells, 64, n_outputs)
+        rollout = rollout._replace(cells=th.arange(len(rollout.cells)) % n_cells)
+        want = (1 - 2 * (rollout.cells % 2)) * rollout.latent[:, 0] * rollout.score[:, 0]
+        with Watching() as watched:
+            learn(model, rollout._replace(advantages=want))
+            of_one = measure(model)
+            of_each = measure(model, list(range(n_cells)))
+        assert of_one.cells.isfinite().all()
+        assert of_each.between.isfinite().sum() == n_cells + 2 * probes.MAX_PAIRS
+        sizes = [tensor.numel() for tensor in watched.tensors]
+        assert len(sizes) > 1000
+        # the rollout itself has 12,800 * 65 numbers
+        assert max(sizes) <= 2**20 < n_cells**2 * n_outputs * 65
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e25])
+    @pytest.mark.parametrize("name", ["latent", "score", "advantages"])
+    def test_rollout_is_left_out(self, name, value):
+        model, rollout = learn(make_probes(3), random_rollout(0, 300, 3)), random_rollout(1, 300, 3)
+        before = copy.deepcopy(dict(model.named_buffers()))
+        broken = getattr(rollout, name).clone()
+        broken.view(-1)[-1] = value
+        for scale_by_cell in (False, True):
+            learn(model, rollout._replace(**{name: broken}), scale_by_cell=scale_by_cell)
+        assert all(before[key].equal(buffer) for key, buffer in model.named_buffers())
+        learn(model, rollout)
+        assert not model.gradient.equal(before["gradient"])
+
+    def test_largest_numbers_that_are_learnt_from_stay_finite(self):
+        model, rollout = make_probes(3), random_rollout(0, 300, 3)
+        for name in ("latent", "score", "advantages"):
+            learn(model, *[rollout._replace(**{name: 1e12 * getattr(rollout, name)})] * 20, scale_by_cell=True)
+        assert model.steps.sum() > 0
+        assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+class TestSaved:
+    def test_nothing_is_in_the_state_dict(self):
+        assert make_probes(3).state_dict() == {}
+
+    @pytest.mark.parametrize("latent_dim", [LATENT_DIM, MAX_DIM + 1])
+    def test_training_goes_on_after_the_next_rollout(self, latent_dim):
+        """A copy that gets the named buffers only measures the same from then on."""
+        first, second = (two_actions(seed, 5000, [0, 1, 0, 1]) for seed in range(2))
+        first, second = (
+            r._replace(latent=th.randn(5000, latent_dim, generator=th.Generator().manual_seed(0))) for r in (first, second)
+        )
+        model, loaded = learn(make_probes(4, latent_dim), first), make_probes(4, latent_dim)
+        for name in model.saved_buffers():
+            getattr(loaded, name).copy_(getattr(model, name))
+        assert (loaded.cells == -1).all()
+        for each in (model, loaded):
+            learn(each, second)
+        th.testing.assert_close(measure(loaded), measure(model), rtol=0, atol=0, equal_nan=True)
+        assert measure(model).within[0] > 0.3
+
+    def test_all_are_needed(self):
+        """Negative control: without any one of them something is lost."""
+        model = learn(make_probes(4, MAX_DIM + 1, MAX_DIM + 1), random_rollout(0, 500, 4, MAX_DIM + 1, MAX_DIM + 1))
+        names = model.saved_buffers()
+        assert set(names) == {name for name, _ in model.named_buffers()} - {"latent", "cells"}
+        assert {"projection", "score_projection"} <= set(names)
+        assert not {"projection", "score_projection"} & set(make_probes(4).saved_buffers())
+
+    def test_size_for_cartpole(self):
+        """Less than PPO's file, 144 kB."""
+        model = make_probes(8, 64, 2)
+        assert sum(4 * getattr(model, name).numel() for name in model.saved_buffers()) < 105_000
+
+
+def test_no_double_precision():
+    model = learn(make_probes(4, MAX_DIM + 1, MAX_DIM + 1), random_rollout(0, 8000, 4, MAX_DIM + 1, MAX_DIM + 1))
+    with Watching() as watched:
+        learn(model, random_rollout(1, 8000, 4, MAX_DIM + 1, MAX_DIM + 1), scale_by_cell=True)
+        result = measure(model, split_kl=-1e9)
+        plan_regrouping(result, th.zeros(4, dtype=th.long), th.ones(4, dtype=th.bool), 0.1, 0.3)
+    dtypes = {tensor.dtype for tensor in watched.tensors}
+    assert th.float32 in dtypes
+    assert th.float64 not in dtypes
