@@ -1,0 +1,34 @@
+"""Ctrl-C at a moment at which everything fits together."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+@contextmanager
+def interrupts_delayed() -> Iterator[None]:
+    """
+    Delay Ctrl-C to the end of a context, so that what is changed in it is changed as a whole.
+
+    Only the main thread receives signals; in other threads, and where Ctrl-C is handled outside of Python, nothing is
+    delayed.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    received: list[tuple[int, FrameType | None]] = []
+
+    def remember(number: int, frame: FrameType | None) -> Any:
+        received.append((number, frame))
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[-1])
