@@ -1,5 +1,6 @@
 """Evaluation by task: which of its jobs an agent can do."""
 
+import math
 import numbers
 from contextlib import suppress
 from types import TracebackType
@@ -15,8 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_grpo.interrupts import interrupts_delayed
 
-# What an environment calls a task, or the number of a cell
-TaskLabel = int | float | str
+# What an environment calls a task, a number or a name; or the number of a cell
+TaskLabel = Any
 
 
 class GroupEvaluation(NamedTuple):
@@ -127,10 +128,17 @@ def read_label(task: Any) -> TaskLabel:
     """
     # a number of numpy or torch
     label = task.item() if getattr(task, "ndim", None) == 0 else task
-    # NaN is not even the same as itself
-    if not isinstance(label, TaskLabel) or label != label:
+    if not isinstance(label, int | float | str) or (isinstance(label, float) and not math.isfinite(label)):
         raise ValueError(f'info["task"] must be a number or a name, got {task!r}')
     return label
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """
+    :raises ValueError: if an argument is not an integer of at least ``least``
+    """
+    if not (isinstance(value, numbers.Integral) and value >= least):
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
 
 
 def draws_tasks(env: VecEnv) -> bool:
@@ -151,7 +159,9 @@ def enough_episodes(env: VecEnv, n_eval_episodes: int) -> int:
     :param n_eval_episodes: the number that was asked for, over all tasks
     :return: at least one episode of each task where tasks can be chosen, elsewhere one of each environment, which may
         have a task of its own
+    :raises ValueError: if it is not an integer of at least 1
     """
+    check_count("n_eval_episodes", n_eval_episodes, least=1)
     least = max(env.get_attr("n_tasks")) if draws_tasks(env) else env.num_envs
     return max(n_eval_episodes, least)
 

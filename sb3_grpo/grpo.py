@@ -16,13 +16,14 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explai
 from torch.nn import functional as F
 
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
-from sb3_grpo.callbacks import RegroupCallback, contains_regroup_callback
+from sb3_grpo.callbacks import RegroupCallback, contains_callback
 from sb3_grpo.grouping import RegroupEvent
 from sb3_grpo.heads import split_heads
 from sb3_grpo.losses import GroupBalance, approx_kl, balance_groups, clipped_surrogate, group_means, group_std
 from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy, NonFiniteError
 from sb3_grpo.probes import N_FOLDS
 from sb3_grpo.routing import split_obs
+from sb3_grpo.tensorboard import TensorBoardCallback, tensorboard_outputs
 from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate, Update, UpdateTerms, check_plain_adam, is_plain_adam
 
 SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
@@ -343,12 +344,14 @@ class GRPO(PPO):
         return [*super()._excluded_save_params(), "_compiled_update"]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        if self.regroups and not contains_regroup_callback(callback):
+        added: list[BaseCallback] = []
+        if self.regroups and not contains_callback(callback, RegroupCallback):
+            added.append(RegroupCallback())
+        if tensorboard_outputs(self.logger) and not contains_callback(callback, TensorBoardCallback):
+            added.append(TensorBoardCallback())
+        if added:
             callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
-            callback = [
-                *(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks),
-                RegroupCallback(),
-            ]
+            callback = [*(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks), *added]
         return super()._init_callback(callback, progress_bar)
 
     @property
