@@ -240,7 +240,8 @@ class RegroupCallback(BaseCallback):
 
     def on_training_interrupted(self) -> None:
         """Leave the policy as the end of training does. ``GRPO.learn`` calls it when an exception ends the training."""
-        self._grpo.policy.kept_latents = None
+        if hasattr(self, "model"):
+            self._grpo.policy.kept_latents = None
 
     def _regroup(self) -> None:
         n_events, divergences = len(self._grpo.regroup_history), measure_groups(self._grpo)
