@@ -106,7 +106,7 @@ class GroupEvalCallback(EvalCallback):
         try:
             with np.load(f"{self.log_path}.npz") as saved:
                 columns = {name: values[saved["timesteps"] <= self.model.num_timesteps] for name, values in saved.items()}
-        except (OSError, ValueError, KeyError, IndexError, BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, IndexError, BadZipFile):
             return
         # evaluations of another number of episodes would not fit into the same table
         if {"timesteps", "results", "ep_lengths"} <= columns.keys() and columns["results"].shape[1:] == (
