@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Tasks beyond this number are logged to TensorBoard and files, but not printed.
 MAX_PRINTED_TASKS = 8
+# More cells than these are counted, not named, in the line of a split
+MAX_NAMED_CELLS = 16
 # Pictures are at least this many looks at the groups apart
 MIN_LOOKS_BETWEEN_PICTURES = 4
 
@@ -336,8 +338,9 @@ def describe_event(event: RegroupEvent) -> str:
     if event.kind == "merge":
         return f"merge of groups {stays} and {other} into {stays} {when}: their policies differ by {nats} only"
     cells = [cell for cell, group in enumerate(event.cell_to_group) if group == other]
-    named = ", ".join(map(str, cells)) if len(cells) <= 16 else f"{len(cells)} of {len(event.cell_to_group)}"
-    return f"split of group {stays} {when}: its cells differ by {nats}, group {other} gets cells {named}"
+    many = f"{len(cells)} of {len(event.cell_to_group)} cells"
+    named = f"cells {', '.join(map(str, cells))}" if len(cells) <= MAX_NAMED_CELLS else many
+    return f"split of group {stays} {when}: its cells differ by {nats}, group {other} gets {named}"
 
 
 def measure_groups(model: Any) -> Divergences:

@@ -137,7 +137,7 @@ def check_count(name: str, value: Any, least: int) -> None:
     """
     :raises ValueError: if an argument is not an integer of at least ``least``
     """
-    if not (isinstance(value, numbers.Integral) and value >= least):
+    if not (isinstance(value, numbers.Integral) and int(value) >= least):
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
 
 

@@ -239,9 +239,9 @@ class TaskSamplingCallback(BaseCallback):
         for name, values in columns.items():
             for task, value in enumerate(values.tolist()):
                 self.logger.record(f"tasks/{name}_{task}", value, exclude="stdout")
-        for name, task in {"most": self.probabilities.argmax(), "least": self.probabilities.argmin()}.items():
+        for name, drawn in {"most": self.probabilities.argmax(), "least": self.probabilities.argmin()}.items():
             # for people: two lines, however many tasks there are
-            line = f"task {task} ({self.probabilities[task]:.0%})"
+            line = f"task {drawn} ({self.probabilities[drawn]:.0%})"
             self.logger.record(f"tasks/drawn_{name}", line, exclude=("tensorboard", "csv", "json"))
 
     def _compare_tasks(self) -> tuple[np.ndarray, "Known", np.ndarray]:
