@@ -338,8 +338,8 @@ def describe_event(event: RegroupEvent) -> str:
     if event.kind == "merge":
         return f"merge of groups {stays} and {other} into {stays} {when}: their policies differ by {nats} only"
     cells = [cell for cell, group in enumerate(event.cell_to_group) if group == other]
-    many = f"{len(cells)} of {len(event.cell_to_group)} cells"
-    named = f"cells {', '.join(map(str, cells))}" if len(cells) <= MAX_NAMED_CELLS else many
+    plural = "s" if len(cells) > 1 else ""
+    named = f"cell{plural} {', '.join(map(str, cells))}" if len(cells) <= MAX_NAMED_CELLS else f"{len(cells)} of its cells"
     return f"split of group {stays} {when}: its cells differ by {nats}, group {other} gets {named}"
 
 

@@ -32,9 +32,10 @@ def timeline(*args: Any) -> Axes:
 def colour_at(axes: Axes, cell: int, step: float) -> tuple[float, ...]:
     (image,) = axes.images
     first, last, bottom, top = image.get_extent()
-    assert (bottom, top) == (len(image.get_array()) - 0.5, -0.5)
-    column = int((step - first) / (last - first) * image.get_array().shape[1])
-    return tuple(image.to_rgba(image.get_array())[cell, column])
+    values = np.asarray(image.get_array())
+    assert (bottom, top) == (len(values) - 0.5, -0.5)
+    column = int((step - first) / (last - first) * values.shape[1])
+    return tuple(image.to_rgba(values)[cell, column])
 
 
 class TestTimeline:
@@ -256,7 +257,7 @@ class TestPrintedLines:
 
     def test_of_many_cells(self):
         event = SPLIT._replace(cell_to_group=[0, 1] * 100)
-        assert describe_event(event).endswith("group 1 gets 100 of 200 cells")
+        assert describe_event(event).endswith("group 1 gets 100 of its cells")
 
     def test_tags_that_need_the_documentation_are_not_printed(self, capsys):
         make_model(verbose=1).learn(6 * ROLLOUT)

@@ -749,7 +749,9 @@ class TestRestart:
 
             env = dummy(env_class=Padded, pay=PAY[:n_tasks], length=LENGTH[:n_tasks], odds=(1 / n_tasks,) * n_tasks)
             env.observation_space = spaces.Box(-10, 10, (4,), np.float32)
-            env.buf_obs = {None: np.zeros((4, 4), np.float32)}  # type: ignore[dict-item]  # SB3's key of a space without keys
+            # SB3 has made room for the observations of OddsEnv
+            buffers: Any = env.buf_obs
+            buffers[None] = np.zeros((4, 4), np.float32)
             return env
 
         model, seen = make_model(padded(3)), SeenAtStart()
