@@ -61,7 +61,7 @@ def draw_kl(axes: "Axes", between: th.Tensor, groups: Sequence[int]) -> None:
     if len(groups) <= MAX_NUMBERED_GROUPS:
         for (row, column), value in np.ndenumerate(values):
             color = "white" if value > largest / 2 else "black"
-            axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=8, color=color)
+            axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=9, color=color)
     axes.set(xlabel="group", ylabel="group", title="KL between groups (nats)")
     shown = _some_rows(len(groups), MAX_NUMBERED_GROUPS)
     names = [str(groups[index]) for index in shown]
