@@ -24,11 +24,11 @@ from common import RESULTS, parse_parts, run_part
 from regrouping import EQUAL, HIDDEN, run_tasks
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat, configure
+from stable_baselines3.common.logger import configure
 
 from sb3_grpo import GRPO, GroupEvalCallback, evaluate_groups, zoo_configs
+from sb3_grpo.tensorboard import TensorBoardCallback
 from sb3_grpo.zoo import CONFIG, register
 
 LOGS = RESULTS.parents[1] / "head_to_head"
@@ -52,44 +52,6 @@ CLIP_RANGES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 # problems in which every split is right, or every split is wrong; merge_kl and split_kl
 VARIED = (HIDDEN[0], EQUAL[0])
 THRESHOLDS = ((0.001, 0.003), (0.01, 0.03), (0.03, 0.1), (0.1, 0.3), (0.3, 1.0), (1.0, 3.0), (10.0, 30.0))
-LAYOUT = {
-    "Head to head": {
-        "return in training": ["Multiline", ["rollout/ep_rew_mean"]],
-        "return in evaluation": ["Multiline", ["eval/mean_reward"]],
-        "worst task": ["Multiline", ["eval/worst_reward"]],
-    },
-    "Groups": {
-        "scores": ["Multiline", [r"groups/score_\d+"]],
-        "weights": ["Multiline", [r"groups/weight_\d+"]],
-        "active groups": ["Multiline", ["groups/n_active"]],
-        "KL divergences": ["Multiline", ["groups/kl_within", "groups/kl_between"]],
-    },
-}
-
-
-class HeadToHeadCallback(BaseCallback):
-    """
-    Writes what TensorBoard shows beside the curves: hyper-parameters and the layout of the custom scalars.
-
-    :param hyperparams: plain values
-    """
-
-    def __init__(self, hyperparams: dict[str, Any]):
-        super().__init__()
-        self.hyperparams = hyperparams
-
-    def _on_training_start(self) -> None:
-        values = {
-            name: value if isinstance(value, (int, float, bool)) else str(value) for name, value in self.hyperparams.items()
-        }
-        metrics = {"rollout/ep_rew_mean": 0.0, "eval/mean_reward": 0.0}
-        self.logger.record("hparams", HParam(values, metrics), exclude=("stdout", "log", "json", "csv"))
-        for output in self.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat):
-                output.writer.add_custom_scalars(LAYOUT)
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def set_logger(model: PPO, logs: str, root: str, seed: int) -> None:
@@ -134,10 +96,10 @@ def run_plain(
         )
         experiment = manager.setup_experiment()
         assert experiment is not None
-        model, hyperparams = experiment
+        model, _ = experiment
         assert isinstance(model, PPO)
         set_logger(model, logs, env_id, seed)
-        manager.callbacks.append(HeadToHeadCallback({"algorithm": algorithm, **hyperparams}))
+        manager.callbacks.append(TensorBoardCallback())
         manager.learn(model)
         evaluations = np.load(Path(manager.save_path) / "evaluations.npz")
         result = {
@@ -164,7 +126,7 @@ def run_clip_range(
     )
     set_logger(model, logs, f"clip_range {clip_range}", seed)
     evaluation = GroupEvalCallback(eval_env, eval_freq=1024, n_eval_episodes=4 * N_TASKS, verbose=0)
-    model.learn(total_timesteps, [HeadToHeadCallback({"algorithm": algorithm, "clip_range": clip_range}), evaluation])
+    model.learn(total_timesteps, [TensorBoardCallback(), evaluation])
     found = evaluate_groups(model, eval_env, 20 * N_TASKS)
     return {"returns": [found[task].mean for task in range(N_TASKS)]}
 

@@ -1,43 +1,123 @@
 """Callbacks: evaluation by task, and groups that merge and split."""
 
+import json
 import math
-import os
+import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from zipfile import BadZipFile
 
 import gymnasium as gym
 import numpy as np
 import torch as th
-from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
-from stable_baselines3.common.logger import Figure as LoggedFigure
-from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.logger import HumanOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_grpo.evaluation import EpisodeCollector, GroupEvaluation
+from sb3_grpo.evaluation import EpisodeCollector, GroupEvaluation, TaskLabel, check_count, enough_episodes
 from sb3_grpo.grouping import Divergences, Merge, RegroupEvent, Split, plan_regrouping
-from sb3_grpo.plots import draw_kl, draw_timeline
+from sb3_grpo.interrupts import interrupts_delayed
+from sb3_grpo.plots import draw_kl, draw_timeline, new_figure, timeline_height
+from sb3_grpo.saving import complete_file
+from sb3_grpo.tensorboard import tensorboard_outputs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Tasks beyond this number are logged to TensorBoard and files, but not printed.
+MAX_PRINTED_TASKS = 8
+# More cells than these are counted, not named, in the line of a split
+MAX_NAMED_CELLS = 16
+# Pictures are at least this many looks at the groups apart
+MIN_LOOKS_BETWEEN_PICTURES = 4
 
 
 class GroupEvalCallback(EvalCallback):
     """
-    ``EvalCallback`` that also logs each task (``eval/task_0`` ...), or where the environment does not report
-    ``info["task"]`` each cell, and the worst of them (``eval/worst_reward``).
+    Evaluate as SB3's ``EvalCallback`` does, and log each task (``eval/task_0`` ..., or by its name), or where the
+    environment does not report ``info["task"]`` each cell, and the worst of them (``eval/worst_reward``).
+
+    With ``best_by="worst"`` the worst task takes the place of the mean reward wherever ``EvalCallback`` decides something:
+    ``best_mean_reward`` is its mean reward, and SB3's ``StopTrainingOnRewardThreshold`` and
+    ``StopTrainingOnNoModelImprovement`` go by it.
+
+    Beside ``best_model.zip`` it writes ``best_model.json`` with the ``mean_reward``, the ``worst_reward`` and the
+    ``num_timesteps`` of that model. A training that continues (``reset_num_timesteps=False``) begins with that best, and
+    with the evaluations in ``log_path``. If the file cannot be read a warning says so, and the first evaluation replaces
+    the best model, as it does in a training that counts its steps from 0.
 
     :param eval_env: The environment used for evaluation
     :param best_by: what decides which model is the best: ``"mean"`` reward as in SB3, or the ``"worst"`` task's
-    :param kwargs: as in ``EvalCallback``; ``n_eval_episodes`` are those of all tasks together
-    :raises ValueError: if ``best_by`` is neither
+    :param kwargs: as in ``EvalCallback``; ``n_eval_episodes`` are those of all tasks together. A number below that of the
+        tasks (where the environment lets them be chosen) or environments is raised to that.
+    :raises ValueError: if ``best_by`` is neither, or ``n_eval_episodes`` is below 1
     """
 
     def __init__(self, eval_env: gym.Env | VecEnv, *, best_by: Literal["mean", "worst"] = "mean", **kwargs: Any):
         super().__init__(eval_env, **kwargs)
         if best_by not in ("mean", "worst"):
             raise ValueError(f'`best_by` must be "mean" or "worst", got {best_by!r}')
+        self.n_eval_episodes = enough_episodes(self.eval_env, self.n_eval_episodes)
         self.best_by = best_by
-        self.best_worst_reward = -np.inf
-        self.last_evaluation: dict[int, GroupEvaluation] = {}
+        self.last_evaluation: dict[TaskLabel, GroupEvaluation] = {}
         self._collector: EpisodeCollector
+
+    @property
+    def last_worst_task(self) -> TaskLabel | None:
+        """Task with the lowest mean reward in the last evaluation; ``None`` before the first."""
+        means = {task: evaluation.mean for task, evaluation in self.last_evaluation.items()}
+        # nothing is worse than NaN
+        return min(means, key=lambda task: -math.inf if math.isnan(means[task]) else means[task], default=None)
+
+    @property
+    def last_worst_reward(self) -> float:
+        """Mean reward of the worst task in the last evaluation; -inf before the first."""
+        task = self.last_worst_task
+        return -math.inf if task is None else self.last_evaluation[task].mean
+
+    @property
+    def best_worst_reward(self) -> float:
+        """Mean reward of the best model's worst task; -inf before the first evaluation, and with ``best_by="mean"``."""
+        return self.best_mean_reward if self.best_by == "worst" else -math.inf
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        if self.model.num_timesteps > 0:
+            self._continue_best()
+            self._continue_log()
+
+    def _continue_best(self) -> None:
+        if self.best_model_save_path is None or not (path := Path(self.best_model_save_path, "best_model.zip")).exists():
+            return
+        record = path.with_suffix(".json")
+        try:
+            best = float(json.loads(record.read_text())[f"{self.best_by}_reward"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(
+                f"the next evaluation will replace {path}: how good it is cannot be read from {record} ({error!r})",
+                stacklevel=2,
+            )
+            return
+        self.best_mean_reward = max(self.best_mean_reward, best)
+        if self.verbose >= 1:
+            print(f"Going on from the best model in {path}, with a reward of {self.best_mean_reward:.2f}")
+
+    def _continue_log(self) -> None:
+        if self.log_path is None or self.evaluations_timesteps:
+            return
+        try:
+            with np.load(f"{self.log_path}.npz") as saved:
+                columns = {name: values[saved["timesteps"] <= self.model.num_timesteps] for name, values in saved.items()}
+        except (OSError, EOFError, ValueError, KeyError, IndexError, BadZipFile):
+            return
+        # evaluations of another number of episodes would not fit into the same table
+        if {"timesteps", "results", "ep_lengths"} <= columns.keys() and columns["results"].shape[1:] == (
+            self.n_eval_episodes,
+        ):
+            self.evaluations_timesteps = columns["timesteps"].tolist()
+            self.evaluations_results = columns["results"].tolist()
+            self.evaluations_length = columns["ep_lengths"].tolist()
+            self.evaluations_successes = columns["successes"].tolist() if "successes" in columns else []
 
     def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
         super()._log_success_callback(locals_, globals_)
@@ -45,36 +125,72 @@ class GroupEvalCallback(EvalCallback):
         if locals_["done"]:
             # kept up to date, because EvalCallback writes the log before it returns
             self.last_evaluation = self._collector.summarize()
-            for task, evaluation in self.last_evaluation.items():
-                self.logger.record(f"eval/task_{task}", evaluation.mean)
-            self.logger.record("eval/worst_reward", self.last_worst_reward)
+            self._log_tasks()
 
-    @property
-    def last_worst_reward(self) -> float:
-        """Mean reward of the worst task in the last evaluation; -inf before the first."""
-        return min((evaluation.mean for evaluation in self.last_evaluation.values()), default=-np.inf)
+    def _log_tasks(self) -> None:
+        keys = {f"task_{task}": evaluation.mean for task, evaluation in self.last_evaluation.items()}
+        printed = len(keys) <= MAX_PRINTED_TASKS
+        for output in self.logger.output_formats if printed else []:
+            if isinstance(output, HumanOutputFormat):
+                # it would cut names off, and refuse those that are the same then; it indents them by 3
+                output.max_length = max([output.max_length, *(3 + len(key) for key in keys)])
+        for key, mean in keys.items():
+            self.logger.record(f"eval/{key}", mean, None if printed else "stdout")
+        self.logger.record("eval/worst_reward", self.last_worst_reward)
 
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
             return True
-        with EpisodeCollector(self.model, self.eval_env) as self._collector:
-            return super()._on_step() if self.best_by == "mean" else self._evaluate_by_worst()
-
-    def _evaluate_by_worst(self) -> bool:
-        path, on_new_best = self.best_model_save_path, self.callback_on_new_best
-        # EvalCallback would keep the best mean
-        self.best_model_save_path, self.callback_on_new_best = None, None
+        before = self.best_mean_reward, self.callback, self.verbose
+        # EvalCallback evaluates and logs; which model is the best, and who is told, is decided here
+        self.best_mean_reward, self.callback = math.inf, None
+        if self.best_by == "worst":
+            self.verbose = 0
         try:
-            continue_training = super()._on_step()
+            with EpisodeCollector(self.model, self.eval_env) as self._collector:
+                super()._on_step()
         finally:
-            self.best_model_save_path, self.callback_on_new_best = path, on_new_best
-        if self.last_worst_reward > self.best_worst_reward:
-            self.best_worst_reward = self.last_worst_reward
-            if path is not None:
-                self.model.save(os.path.join(path, "best_model"))
-            if on_new_best is not None:
-                continue_training = on_new_best.on_step() and continue_training
+            self.best_mean_reward, self.callback, self.verbose = before
+        return self._compare_with_best()
+
+    def _compare_with_best(self) -> bool:
+        """
+        :return: whether training goes on
+        """
+        reward, name = self.last_mean_reward, "mean reward"
+        if self.best_by == "worst":
+            reward, name = self.last_worst_reward, "reward of the worst task"
+            self._print_worst()
+        continue_training = True
+        if reward > self.best_mean_reward:
+            if self.verbose >= 1:
+                print(f"New best {name}!")
+            with interrupts_delayed():
+                self._save_best()
+                self.best_mean_reward = reward
+            if self.callback_on_new_best is not None:
+                continue_training = self.callback_on_new_best.on_step()
+        if self.callback is not None:
+            continue_training = continue_training and self._on_event()
         return continue_training
+
+    def _print_worst(self) -> None:
+        task = self.last_worst_task
+        if self.verbose >= 1 and task is not None:
+            worst = self.last_evaluation[task]
+            print(f"Eval num_timesteps={self.num_timesteps}, worst task {task}: {worst.mean:.2f} +/- {worst.std:.2f}")
+            print(f"Its episode length: {worst.mean_length:.2f}; mean reward of all episodes: {self.last_mean_reward:.2f}")
+
+    def _save_best(self) -> None:
+        if self.best_model_save_path is None:
+            return
+        folder, worst = Path(self.best_model_save_path), self.last_worst_reward
+        record = dict(mean_reward=self.last_mean_reward, worst_reward=worst, num_timesteps=self.num_timesteps)
+        with complete_file(folder / "best_model.zip") as part:
+            self.model.save(part)
+            # moved to its place first: a process killed in between must not leave a model that is better than its record
+            with complete_file(folder / "best_model.json") as record_part:
+                record_part.write_text(json.dumps(record))
 
 
 class RegroupCallback(BaseCallback):
@@ -85,22 +201,28 @@ class RegroupCallback(BaseCallback):
     ``GRPO`` adds one by itself. The thresholds are arguments of ``GRPO``, so that they can be tuned like any other
     hyper-parameter. Pass one of your own to change what is printed or drawn, or a subclass to change more.
 
-    :param figure_freq: TensorBoard gets new pictures after every event, and every so many times that the groups were
-        looked at; 0: never
+    :param figure_freq: TensorBoard gets new pictures at an event, then at growing distances, at least every so many times
+        that the groups were looked at, and at the end of training; never more often than every fourth time (or
+        ``figure_freq``, if that is less). 0: never
     :param verbose: 1: one line per event; ``None``: as the model
+    :raises ValueError: if ``figure_freq`` is no integer of at least 0, or when training starts with another algorithm
     """
 
     def __init__(self, figure_freq: int = 50, verbose: int | None = None):
         super().__init__(verbose or 0)
+        check_count("figure_freq", figure_freq, least=0)
         self.figure_freq = figure_freq
         self._verbose_as_model = verbose is None
-        self._n_looks = 0
+        self._looks_since_event, self._looks_since_picture = 0, math.inf
+        self._last_look: Divergences | None = None  # that is not in a picture
 
     @property
     def _grpo(self) -> Any:
         return self.model
 
     def _init_callback(self) -> None:
+        if not hasattr(self.model, "regroup_history"):
+            raise ValueError(f"RegroupCallback needs a GRPO model, got {type(self.model).__name__}")
         if self._verbose_as_model:
             self.verbose = self.model.verbose
 
@@ -115,6 +237,13 @@ class RegroupCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._grpo.policy.kept_latents = None
+        if self._last_look is not None:
+            self._log_figures(self._last_look)
+
+    def on_training_interrupted(self) -> None:
+        """Leave the policy as the end of training does. ``GRPO.learn`` calls it when an exception ends the training."""
+        if hasattr(self, "model"):
+            self._grpo.policy.kept_latents = None
 
     def _regroup(self) -> None:
         n_events, divergences = len(self._grpo.regroup_history), measure_groups(self._grpo)
@@ -127,10 +256,19 @@ class RegroupCallback(BaseCallback):
                 self._apply(event)
             divergences = measure_groups(self._grpo)
         self._log(divergences)
-        self._n_looks += 1
-        changed = len(self._grpo.regroup_history) > n_events
-        if self.figure_freq > 0 and (changed or self._n_looks % self.figure_freq == 0):
+        self._last_look = divergences
+        if self._picture_due(changed=len(self._grpo.regroup_history) > n_events):
             self._log_figures(divergences)
+
+    def _picture_due(self, changed: bool) -> bool:
+        """
+        :param changed: whether groups have just been merged or split
+        """
+        self._looks_since_event = 0 if changed else self._looks_since_event + 1
+        self._looks_since_picture += 1
+        # twice as long after the event, twice as many looks
+        apart = max(MIN_LOOKS_BETWEEN_PICTURES, self._looks_since_event / 2)
+        return self._looks_since_picture >= min(self.figure_freq, apart)
 
     def _plan(self, divergences: Divergences) -> list[Merge | Split]:
         model = self._grpo
@@ -139,44 +277,70 @@ class RegroupCallback(BaseCallback):
 
     def _apply(self, event: Merge | Split) -> None:
         model = self._grpo
-        model.policy.regroup(event)
-        if model.use_sde:
-            # the noise of this rollout was drawn for the groups before
-            model.policy.reset_noise(model.n_envs)
         if isinstance(event, Merge):
             kind, groups = "merge", (event.keep, event.gone)
         else:
             kind, groups = "split", (event.group, event.new_group)
-        cell_to_group = model.policy.cell_to_group.tolist()
-        model.regroup_history.append(RegroupEvent(self.num_timesteps, kind, groups, event.kl, cell_to_group))
+        with interrupts_delayed():
+            model.policy.regroup(event)
+            if model.use_sde:
+                # the noise of this rollout was drawn for the groups before
+                model.policy.reset_noise(model.n_envs)
+            cell_to_group = model.policy.cell_to_group.tolist()
+            model.regroup_history.append(RegroupEvent(self.num_timesteps, kind, groups, event.kl, cell_to_group))
         if self.verbose >= 1:
-            print(f"{kind} of groups {groups} (KL {event.kl:.3f}) after {self.num_timesteps} steps; {cell_to_group=}")
+            print(describe_event(model.regroup_history[-1]))
 
     def _log(self, divergences: Divergences) -> None:
+        def record(name: str, value: float) -> None:
+            # what can be read without the documentation are the lines printed for events
+            self.logger.record(f"groups/{name}", value, exclude="stdout")
+
         active = self._grpo.policy.active_groups
         within, errors = divergences.within[active], divergences.within_error[active]
         if within.isfinite().any():
             worst = within.nan_to_num(-math.inf).argmax()
-            self.logger.record("groups/kl_within", within[worst].item())
-            self.logger.record("groups/kl_within_error", errors[worst].item())
+            record("kl_within", within[worst].item())
+            record("kl_within_error", errors[worst].item())
         between = divergences.between[active][:, active].fill_diagonal_(th.nan)
         if between.isfinite().any():
-            self.logger.record("groups/kl_between", between[between.isfinite()].min().item())
+            record("kl_between", between[between.isfinite()].min().item())
         for kind in ("merge", "split"):
-            self.logger.record(f"groups/n_{kind}s", sum(event.kind == kind for event in self._grpo.regroup_history))
+            record(f"n_{kind}s", sum(event.kind == kind for event in self._grpo.regroup_history))
 
     def _log_figures(self, divergences: Divergences) -> None:
-        model = self._grpo
-        if not any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats):
+        outputs = tensorboard_outputs(self.logger)
+        if self.figure_freq == 0 or not outputs:
             return
-        not_pictures = ("stdout", "log", "json", "csv")
-        active = model.policy.active_groups
-        figures = {"kl": Figure(layout="constrained"), "timeline": Figure(layout="constrained")}
-        draw_kl(figures["kl"].subplots(), divergences.between, active)
-        timeline = (model.first_grouping, model.regroup_history, self.num_timesteps)
-        draw_timeline(figures["timeline"].subplots(), *timeline)
-        for name, figure in figures.items():
-            self.logger.record(f"groups/figure_{name}", LoggedFigure(figure, close=False), not_pictures)
+        model, active = self._grpo, self._grpo.policy.active_groups
+        try:
+            figures = {"kl": new_figure(6, 5), "timeline": new_figure(8, timeline_height(len(model.first_grouping)))}
+            draw_kl(figures["kl"].subplots(), divergences.between, active)
+            draw_timeline(figures["timeline"].subplots(), model.first_grouping, model.regroup_history, self.num_timesteps)
+            for output in outputs:
+                for name, figure in figures.items():
+                    output.writer.add_figure(f"groups/figure_{name}", figure, self.num_timesteps, close=False)
+        except ImportError as error:
+            self.figure_freq = 0
+            if self.verbose >= 1:
+                print(f"TensorBoard gets no pictures of the groups: {error}")
+        self._last_look, self._looks_since_picture = None, 0
+
+
+def describe_event(event: RegroupEvent) -> str:
+    """
+    :param event: from ``model.regroup_history``
+    :return: a line that says what happened and why
+    """
+    stays, other = event.groups
+    # an estimate can be below 0
+    nats, when = f"{max(event.kl, 0):.2f} nats", f"after {event.timestep} steps"
+    if event.kind == "merge":
+        return f"merge of groups {stays} and {other} into {stays} {when}: their policies differ by {nats} only"
+    cells = [cell for cell, group in enumerate(event.cell_to_group) if group == other]
+    plural = "s" if len(cells) > 1 else ""
+    named = f"cell{plural} {', '.join(map(str, cells))}" if len(cells) <= MAX_NAMED_CELLS else f"{len(cells)} of its cells"
+    return f"split of group {stays} {when}: its cells differ by {nats}, group {other} gets {named}"
 
 
 def measure_groups(model: Any) -> Divergences:
@@ -192,31 +356,35 @@ def measure_groups(model: Any) -> Divergences:
         )
 
 
-def plot_regrouping(model: Any, path: str | Path | None = None) -> Figure:
+def plot_regrouping(model: Any, path: str | Path | None = None) -> "Figure":
     """
-    Both pictures for a model that has been trained.
+    Draw both pictures of the groups for a model that has been trained.
 
     :param model: a ``GRPO`` model with more than one head
     :param path: PNG to write; ``None``: none
     :return: the figure
-    :raises ValueError: if the model has one head only
+    :raises ValueError: if the model is no ``GRPO`` model, or has one head only
+    :raises ImportError: if matplotlib is not installed
     """
+    if not hasattr(model, "regroup_history"):
+        raise ValueError(f"`model` must be a GRPO model, got {type(model).__name__}")
     if model.policy.probes is None:
         raise ValueError("`model` must have more than one head (`max_groups`), got 1: its groups cannot change")
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    figure = new_figure(12, max(4, timeline_height(len(model.first_grouping))))
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     draw_timeline(left, model.first_grouping, model.regroup_history, model.num_timesteps)
     draw_kl(right, measure_groups(model).between, model.policy.active_groups)
     if path is not None:
-        figure.savefig(path, dpi=110)
+        figure.savefig(path)
     return figure
 
 
-def contains_regroup_callback(callback: Any) -> bool:
+def contains_callback(callback: Any, kind: type[BaseCallback]) -> bool:
     """
     :param callback: whatever ``learn`` takes
-    :return: whether a :class:`RegroupCallback` is in it, where it is told of the start of rollouts (SB3's
-        ``EventCallback`` tells its child of events only)
+    :param kind: a class of callbacks
+    :return: whether one of this class is in it, where it is told of the start of rollouts (SB3's ``EventCallback`` tells
+        its child of events only)
     """
     children = callback if isinstance(callback, list) else callback.callbacks if isinstance(callback, CallbackList) else []
-    return isinstance(callback, RegroupCallback) or any(contains_regroup_callback(child) for child in children)
+    return isinstance(callback, kind) or any(contains_callback(child, kind) for child in children)

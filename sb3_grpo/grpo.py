@@ -28,7 +28,7 @@ from sb3_grpo.arguments import (
     schedule_value,
 )
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
-from sb3_grpo.callbacks import RegroupCallback, contains_regroup_callback
+from sb3_grpo.callbacks import RegroupCallback, contains_callback
 from sb3_grpo.grouping import RegroupEvent
 from sb3_grpo.heads import split_heads
 from sb3_grpo.interrupts import interrupts_delayed
@@ -47,6 +47,7 @@ from sb3_grpo.saving import (
     restore_optimizer,
     write_safetensors,
 )
+from sb3_grpo.tensorboard import TensorBoardCallback, tensorboard_outputs
 from sb3_grpo.update import (
     CompiledUpdate,
     EagerUpdate,
@@ -377,14 +378,16 @@ class GRPO(PPO):
         return [*super()._excluded_save_params(), "_compiled_update", "_callback", "_reward_recorder"]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
-        own: list[BaseCallback] = []
-        if self.regroups and not contains_regroup_callback(callback):
-            own.append(RegroupCallback())
+        added: list[BaseCallback] = []
+        if self.regroups and not contains_callback(callback, RegroupCallback):
+            added.append(RegroupCallback())
+        if tensorboard_outputs(self.logger) and not contains_callback(callback, TensorBoardCallback):
+            added.append(TensorBoardCallback())
         if self.policy.max_groups > 1:
-            own.append(self._reward_recorder)
-        if own:
-            callback = [*(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks), *own]
+            added.append(self._reward_recorder)
+        if added:
+            callbacks = callback if isinstance(callback, list) else [] if callback is None else [callback]
+            callback = [*(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in callbacks), *added]
         self._callback = super()._init_callback(callback, progress_bar)
         return self._callback
 

@@ -22,7 +22,7 @@ import report
 import torch as th
 from balance import head_per_task
 from common import parse_parts, read_rows, run_part, sweep
-from head_to_head import LAYOUT, VARIED, run_plain
+from head_to_head import VARIED, run_plain
 from measures import aggregate_iqm, iqm, iqm_interval, probability_of_improvement, ratio_of_iqms
 from minigrid.core.world_object import Ball, Key
 from rich.table import Table
@@ -32,6 +32,7 @@ from tensorboard import program  # type: ignore[import-untyped]  # tensorboard h
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]  # the same
 
 from sb3_grpo import GRPO, zoo_configs
+from sb3_grpo.tensorboard import LAYOUT
 
 
 def square(x: int, seed: int, coef: float = 1.0) -> dict[str, Any]:
@@ -426,7 +427,8 @@ class TestEventFiles:
         tags = read_events(logs / "CartPole-v1" / "GRPO_0").Tags()["scalars"]
         charts = [pattern for charts in LAYOUT.values() for _, patterns in charts.values() for pattern in patterns]
         without = {pattern for pattern in charts if not any(re.fullmatch(pattern, tag) for tag in tags)}
-        assert without == {"eval/worst_reward", "groups/kl_within", "groups/kl_between"}
+        tasks = {"eval/task_.+", "eval/worst_reward", r"tasks/probability_\d+", r"tasks/score_\d+"}
+        assert without == {*tasks, "groups/kl_within", "groups/kl_between"}
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what TensorBoard brings along
     def test_server_shows_them(self, logs: Path) -> None:

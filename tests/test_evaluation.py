@@ -1,11 +1,23 @@
 """Evaluation by task, on environments whose returns are known."""
 
 import csv
+import json
 import math
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch as th
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    ConvertCallback,
+    EvalCallback,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
@@ -13,6 +25,7 @@ from tiny_envs import ChoosableEnv, CountingEnv
 
 from sb3_grpo import GRPO, GroupEvalCallback, GroupEvaluation, evaluate_groups
 from sb3_grpo.envs.cartpole import TaskCartPole
+from sb3_grpo.evaluation import read_label
 
 # task 0 pays 1 in each of 3 steps, task 1 pays 2 in each of 5
 EXPECTED = {0: GroupEvaluation(3.0, 0.0, 3.0, 2), 1: GroupEvaluation(10.0, 0.0, 5.0, 2)}
@@ -124,6 +137,13 @@ class TestTasksInTurn:
         env = DummyVecEnv([choosable(3, n_tasks=2)] * 3)
         assert n_episodes(evaluate_groups(self.model(env), env, 2)) == {0: 1, 1: 1}
 
+    def test_a_choice_without_a_method_is_another_thing(self):
+        class Other(CountingEnv):
+            task_choice = "random"
+
+        env = DummyVecEnv([lambda: Monitor(Other())])
+        assert evaluate_groups(self.model(env), env, 4) == EXPECTED
+
     def test_choice_is_random_again_afterwards(self):
         env = DummyVecEnv([choosable(3)] * 2)
         evaluate_groups(self.model(env), env, 4)
@@ -143,6 +163,173 @@ class TestTasksInTurn:
     def test_task_cartpole(self):
         env = DummyVecEnv([lambda: Monitor(TaskCartPole())])
         assert n_episodes(evaluate_groups(self.model(env), env, 8)) == dict.fromkeys(range(4), 2)
+
+
+class TestEnoughEpisodes:
+    def model(self, env):
+        return PPO("MlpPolicy", env, seed=0, n_steps=8, batch_size=8)
+
+    @pytest.mark.parametrize("n_envs", [1, 2, 4, 7])
+    @pytest.mark.parametrize("given", [1, 5, 6])
+    def test_every_task_is_played(self, n_envs, given):
+        env = DummyVecEnv([choosable(3)] * n_envs)
+        assert n_episodes(evaluate_groups(self.model(env), env, given)) == dict.fromkeys(range(6), 1)
+
+    def test_every_environment_plays_its_task(self):
+        env = DummyVecEnv([partial(TaskCartPole, task=k) for k in range(4)])
+        assert n_episodes(evaluate_groups(self.model(env), env, 2, warn=False)) == dict.fromkeys(range(4), 1)
+
+    def test_more_are_as_many_as_asked_for(self):
+        env = DummyVecEnv([choosable(3)])
+        assert n_episodes(evaluate_groups(self.model(env), env, 8)) == {0: 2, 1: 2, 2: 1, 3: 1, 4: 1, 5: 1}
+
+    def test_of_the_callback(self):
+        env, tasks = DummyVecEnv([choosable(3)]), []
+        callback = GroupEvalCallback(env, eval_freq=8, verbose=0)
+        assert callback.n_eval_episodes == 6
+
+        def note(locals_, globals_):
+            tasks.append(n_episodes(callback.last_evaluation))
+            return True
+
+        self.model(env).learn(16, callback=[callback, ConvertCallback(note)])
+        assert tasks[7] == tasks[15] == dict.fromkeys(range(6), 1)
+
+    @pytest.mark.parametrize("given", [0, -1, 2.5, "5", None])
+    def test_bad_numbers(self, ppo, given):
+        message = f"`n_eval_episodes` must be an integer of at least 1, got {given!r}"
+        with pytest.raises(ValueError, match=message):
+            evaluate_groups(ppo, counting(), given)
+        with pytest.raises(ValueError, match=message):
+            GroupEvalCallback(counting(), n_eval_episodes=given)
+
+
+class NamedEnv(CountingEnv):
+    """``CountingEnv`` that calls its tasks by these names."""
+
+    def __init__(self, names, **kwargs):
+        super().__init__(**kwargs)
+        self.names = names
+
+    def _info(self):
+        return {"task": self.names[self.task]}
+
+
+LONG = ["pick the red cube up and put it into the left box", "pick the red cube up and put it into the right box"]
+
+
+class TestLabels:
+    """What the environment calls its tasks."""
+
+    @pytest.mark.parametrize(
+        ("names", "expected"),
+        [
+            (["walk", "run"], ["run", "walk"]),
+            (LONG, LONG),
+            (["walk", 3], [3, "walk"]),
+            ([np.int64(7), np.array(2)], [2, 7]),
+            ([np.str_("walk"), th.tensor(3)], [3, "walk"]),
+            ([1.5, 1], [1, 1.5]),
+        ],
+    )
+    def test_are_keys(self, ppo, names, expected):
+        evaluation = evaluate_groups(ppo, Monitor(NamedEnv(names)), n_eval_episodes=4)
+        assert list(evaluation) == expected
+        assert {type(label) for label in evaluation} <= {int, float, str}
+        # the first name is the task that pays 1 in each of 3 steps
+        assert [evaluation[read_label(name)] for name in names] == list(EXPECTED.values())
+
+    @pytest.mark.parametrize("label", [None, (1, 2), np.zeros(2), math.nan, {"name": "walk"}])
+    def test_that_are_none(self, ppo, label):
+        with pytest.raises(ValueError, match=r'info\["task"\] must be a number or a name, got'):
+            evaluate_groups(ppo, Monitor(NamedEnv([label, 1])), n_eval_episodes=2)
+
+    def learn(self, names, folder):
+        tasks = len(names)
+        env = Monitor(NamedEnv(names, pay=tuple(range(tasks)), length=(1,) * tasks))
+        ppo = PPO("MlpPolicy", env, n_steps=8, batch_size=8)
+        ppo.set_logger(configure(str(folder), ["stdout", "log", "csv"]))
+        ppo.learn(8, callback=GroupEvalCallback(env, n_eval_episodes=tasks, eval_freq=8, verbose=0))
+        ppo.logger.close()
+        return next(csv.DictReader((folder / "progress.csv").read_text().splitlines()))
+
+    def test_are_not_cut_off_in_logs(self, tmp_path, capsys):
+        row = self.learn(LONG, tmp_path)
+        assert [float(row[f"eval/task_{name}"]) for name in LONG] == [0, 1]
+        for printed in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
+            assert all(f"| task_{name} " in " ".join(printed.split()) for name in LONG)
+
+    @pytest.mark.parametrize(("n_tasks", "printed"), [(8, True), (9, False)])
+    def test_of_many_tasks_are_not_printed(self, tmp_path, capsys, n_tasks, printed):
+        row = self.learn([f"task number {k}" for k in range(n_tasks)], tmp_path)
+        assert float(row[f"eval/task_task number {n_tasks - 1}"]) == n_tasks - 1
+        shown = capsys.readouterr().out
+        assert ("task number 0" in shown) == printed
+        assert "worst_reward" in shown
+
+
+class TestEnvironmentsWithoutGetAttr:
+    class Simulator(DummyVecEnv):
+        """As simulators on a GPU: nothing is known of its environments."""
+
+        def get_attr(self, attr_name, indices=None):
+            if attr_name == "render_mode":
+                return [None] * self.num_envs
+            raise NotImplementedError
+
+    def test_evaluation(self, ppo):
+        env = self.Simulator([CountingEnv, lambda: CountingEnv(first_task=1)])
+        assert evaluate_groups(ppo, env, n_eval_episodes=4, warn=False) == EXPECTED
+
+    def test_callback(self):
+        env = self.Simulator([CountingEnv, lambda: CountingEnv(first_task=1)])
+        ppo = PPO("MlpPolicy", self.Simulator([CountingEnv]), n_steps=8, batch_size=8)
+        callback = GroupEvalCallback(env, n_eval_episodes=4, eval_freq=8, verbose=0, warn=False)
+        ppo.learn(8, callback=callback)
+        assert callback.last_evaluation == EXPECTED
+
+
+class TestInterrupt:
+    """Ctrl-C while the tasks are played in turn."""
+
+    @pytest.mark.parametrize("nth", range(1, 8))
+    def test_tasks_are_drawn_again(self, nth):
+        calls = 0
+
+        class Interrupting(ChoosableEnv):
+            """An interrupt at one of the calls of ``set_task`` before and during the evaluation."""
+
+            def set_task(self, task):
+                nonlocal calls
+                calls += 1
+                if calls == nth:
+                    raise KeyboardInterrupt
+                super().set_task(task)
+
+        env = DummyVecEnv([lambda: Monitor(Interrupting(pay=(1.0, 2.0), length=(2, 2)))] * 3)
+        model = PPO("MlpPolicy", env, seed=0, n_steps=8, batch_size=24)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_groups(model, env, 8)
+        assert calls > nth
+        assert env.get_attr("task_choice") == ["random"] * 3
+
+    def test_the_callback_is_as_before(self, tmp_path):
+        class Interrupting(CountingEnv):
+            def step(self, action):
+                raise KeyboardInterrupt
+
+        after, model = NoteParentSteps(), PPO("MlpPolicy", CountingEnv(), seed=0, n_steps=8, batch_size=8)
+        kwargs: dict[str, Any] = dict(
+            best_by="worst", n_eval_episodes=4, eval_freq=8, best_model_save_path=str(tmp_path), verbose=1
+        )
+        callback = GroupEvalCallback(Monitor(Interrupting()), callback_after_eval=after, **kwargs)
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(8, callback=callback)
+        assert (callback.best_mean_reward, callback.callback, callback.verbose) == (-math.inf, after, 1)
+        callback.eval_env = DummyVecEnv([counting])
+        model.learn(8, callback=callback, reset_num_timesteps=False)
+        assert callback.best_mean_reward == 3.0
+        assert after.steps == [16]
 
 
 class TestGroupEvalCallback:
@@ -265,6 +452,155 @@ class TestBestModel:
     def test_save_path_is_kept(self, ppo, tmp_path):
         _, callback = self.learn(ppo, tmp_path, "worst")
         assert callback.best_model_save_path == str(tmp_path)
+
+    @pytest.mark.parametrize(("best_by", "threshold", "stop"), [("mean", 6.5, 16), ("worst", 3.5, 32), ("worst", 2.5, 8)])
+    def test_threshold_goes_by_it(self, ppo, tmp_path, best_by, threshold, stop):
+        _, callback = self.learn(ppo, tmp_path, best_by, callback_on_new_best=StopTrainingOnRewardThreshold(threshold))
+        assert ppo.num_timesteps == stop
+        assert (callback.best_mean_reward >= threshold) == (callback.last_mean_reward >= threshold or best_by == "worst")
+
+    # no better mean since step 16, no better worst task in steps 16 and 24
+    @pytest.mark.parametrize(
+        ("best_by", "patience", "stop"), [("mean", 0, 24), ("mean", 1, 32), ("worst", 0, 16), ("worst", 1, 24)]
+    )
+    def test_no_improvement_goes_by_it(self, ppo, tmp_path, best_by, patience, stop):
+        self.learn(ppo, tmp_path, best_by, callback_after_eval=StopTrainingOnNoModelImprovement(patience))
+        assert ppo.num_timesteps == stop
+
+    @pytest.mark.parametrize("best_by", ["mean", "worst"])
+    def test_order_is_that_of_sb3(self, ppo, tmp_path, best_by):
+        def order(kind, folder, **kwargs):
+            calls = []
+
+            class Note(BaseCallback):
+                def __init__(self, name):
+                    super().__init__()
+                    self.name = name
+
+                def _on_step(self):
+                    calls.append((self.name, (folder / "best_model.zip").exists(), self.num_timesteps))
+                    return True
+
+            callbacks = dict(callback_on_new_best=Note("best"), callback_after_eval=Note("after"))
+            env = Monitor(CountingEnv())
+            paths = dict(best_model_save_path=str(folder), log_path=str(folder))
+            ppo.learn(16, callback=kind(env, n_eval_episodes=2, eval_freq=8, verbose=0, **callbacks, **paths, **kwargs))
+            return calls
+
+        ours = order(GroupEvalCallback, tmp_path / "ours", best_by=best_by)
+        assert ours == order(EvalCallback, tmp_path / "sb3")
+        assert ours == [("best", True, 8), ("after", True, 8), ("after", True, 16)]
+
+    def test_printed_lines_are_sb3s_by_the_mean(self, ppo, tmp_path, capsys):
+        def printed(callback, env):
+            # SB3's logger prints another table, with times
+            ppo.set_logger(configure(None, []))
+            ppo.learn(32, callback=callback(env, n_eval_episodes=2, eval_freq=8, verbose=1))
+            return capsys.readouterr().out
+
+        ours = printed(GroupEvalCallback, Monitor(Drifting()))
+        assert ours == printed(EvalCallback, Monitor(Drifting()))
+        assert ours.count("New best mean reward!") == 2
+
+    def test_printed_lines_name_the_worst_task(self, ppo, tmp_path, capsys):
+        ppo.set_logger(configure(None, []))
+        env = Monitor(NamedEnv(["walk", "run"], pay=(3.0, 1.0), length=(2, 4)))
+        ppo.learn(8, callback=GroupEvalCallback(env, best_by="worst", n_eval_episodes=4, eval_freq=8))
+        assert capsys.readouterr().out.splitlines() == [
+            "Eval num_timesteps=8, worst task run: 4.00 +/- 0.00",
+            "Its episode length: 4.00; mean reward of all episodes: 5.00",
+            "New best reward of the worst task!",
+        ]
+
+    def test_nan_is_never_the_best(self, ppo, tmp_path):
+        env = Monitor(CountingEnv(pay=(1.0, math.nan)))
+        callback = GroupEvalCallback(
+            env, best_by="worst", n_eval_episodes=2, eval_freq=8, verbose=0, best_model_save_path=str(tmp_path)
+        )
+        ppo.learn(8, callback=callback)
+        assert callback.last_worst_task == 1
+        assert not list(tmp_path.iterdir())
+
+
+class TestRestart:
+    """The best model so far, in a new process: another callback, and a model that continues."""
+
+    def callback(self, folder, pay, **kwargs):
+        options = dict(best_by="worst", n_eval_episodes=2, eval_freq=8, verbose=0)
+        return GroupEvalCallback(Monitor(CountingEnv(pay=pay)), best_model_save_path=str(folder), **{**options, **kwargs})
+
+    def saved_at(self, folder):
+        return PPO.load(folder / "best_model").num_timesteps
+
+    @pytest.fixture
+    def trained(self, ppo, tmp_path):
+        """Its best is 3 by the worst task, 6.5 by the mean."""
+        return ppo.learn(8, callback=self.callback(tmp_path, (1.0, 2.0)))
+
+    @pytest.mark.parametrize("best_by", ["mean", "worst"])
+    # returns 3 * pay and 5 * pay
+    @pytest.mark.parametrize(("pay", "better"), [((0.5, 1.0), False), ((1.0, 2.0), False), ((1.5, 2.5), True)])
+    def test_only_a_better_one_replaces_it(self, trained, tmp_path, best_by, pay, better):
+        callback = self.callback(tmp_path, pay, best_by=best_by)
+        trained.learn(8, callback=callback, reset_num_timesteps=False)
+        assert self.saved_at(tmp_path) == (16 if better else 8)
+        old, new = ({"mean": 6.5, "worst": 3.0}[best_by], {"mean": 8.5, "worst": 4.5}[best_by])
+        assert callback.best_mean_reward == (new if better else old)
+
+    def test_record(self, trained, tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["best_model.json", "best_model.zip"]
+        record = json.loads((tmp_path / "best_model.json").read_text())
+        assert record == {"mean_reward": 6.5, "worst_reward": 3.0, "num_timesteps": 8}
+
+    def test_a_new_training_begins_anew(self, trained, tmp_path):
+        trained.learn(16, callback=self.callback(tmp_path, (0.1, 0.1)))
+        assert json.loads((tmp_path / "best_model.json").read_text())["worst_reward"] == pytest.approx(0.3)
+
+    @pytest.mark.parametrize("record", [None, b"", b"{", b"[]", b"null", b"{}", b'{"worst_reward": "good"}', b"\xff\xfe"])
+    def test_a_record_that_cannot_be_read(self, trained, tmp_path, record):
+        path = tmp_path / "best_model.json"
+        path.unlink()
+        if record is not None:
+            path.write_bytes(record)
+        with pytest.warns(
+            UserWarning, match=r"the next evaluation will replace .*best_model.zip: how good it is cannot be read"
+        ):
+            trained.learn(8, callback=self.callback(tmp_path, (0.5, 1.0)), reset_num_timesteps=False)
+        assert self.saved_at(tmp_path) == 16
+        assert json.loads(path.read_text())["worst_reward"] == 1.5
+
+    def test_a_record_without_a_model(self, trained, tmp_path):
+        (tmp_path / "best_model.zip").unlink()
+        trained.learn(8, callback=self.callback(tmp_path, (0.5, 1.0)), reset_num_timesteps=False)
+        assert self.saved_at(tmp_path) == 16
+
+    @pytest.mark.parametrize("fails", ["zip", "json"])
+    def test_a_failed_save_leaves_both_as_they_were(self, trained, tmp_path, monkeypatch, fails):
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        # SB3 does not write with these
+        monkeypatch.setattr(PPO, "save", lambda model, path: path.write_bytes(b"half") and 1 / (fails != "zip"))
+        monkeypatch.setattr(Path, "write_text", lambda path, text: path.write_bytes(b"half") and 1 / (fails != "json"))
+        with pytest.raises(ZeroDivisionError):
+            trained.learn(8, callback=self.callback(tmp_path, (5.0, 5.0)), reset_num_timesteps=False)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    def test_the_evaluations_so_far_stay_in_the_log(self, ppo, tmp_path):
+        paths = dict(log_path=str(tmp_path), n_eval_episodes=2)
+        ppo.learn(16, callback=self.callback(tmp_path, (1.0, 2.0), **paths))
+        ppo.learn(8, callback=self.callback(tmp_path, (0.5, 1.0), **paths), reset_num_timesteps=False)
+        with np.load(tmp_path / "evaluations.npz") as log:
+            assert log["timesteps"].tolist() == [8, 16, 24]
+            assert np.sort(log["results"]).tolist() == [[3.0, 10.0], [3.0, 10.0], [1.5, 5.0]]
+            assert np.sort(log["ep_lengths"]).tolist() == [[3, 5]] * 3
+
+    @pytest.mark.parametrize("broken", [b"", b"PK", None])
+    def test_a_log_that_does_not_fit_is_begun_anew(self, ppo, tmp_path, broken):
+        ppo.learn(16, callback=self.callback(tmp_path, (1.0, 2.0), log_path=str(tmp_path), n_eval_episodes=4))
+        if broken is not None:
+            (tmp_path / "evaluations.npz").write_bytes(broken)
+        ppo.learn(8, callback=self.callback(tmp_path, (1.0, 2.0), log_path=str(tmp_path)), reset_num_timesteps=False)
+        with np.load(tmp_path / "evaluations.npz") as log:
+            assert log["timesteps"].tolist() == [24]
 
 
 def test_evaluation_does_not_change_the_model(grpo):

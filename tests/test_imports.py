@@ -22,9 +22,12 @@ ALLOWED: dict[str, set[str]] = {
     "buffers": {"losses", "routing", "distributions"},
     "policies": {"losses", "routing", "distributions", "buffers", "grouping", "heads", "probes"},
     "update": {"losses", "routing", "distributions", "buffers", "grouping", "heads", "probes", "policies"},
-    "evaluation": {"losses", "routing", "distributions", "buffers", "policies"},
-    "callbacks": {"evaluation", "grouping", "plots"},
-    "task_sampling": {"losses"},
+    "interrupts": set(),
+    "saving": set(),
+    "tensorboard": set(),
+    "evaluation": {"interrupts"},
+    "callbacks": {"evaluation", "grouping", "interrupts", "plots", "saving", "tensorboard"},
+    "task_sampling": {"evaluation", "interrupts", "losses"},
 }
 TOP = {"grpo", "callbacks", "zoo"}
 

@@ -1,7 +1,9 @@
 """Data for the tasks that are behind: shares in closed form, and odds against numpy on environments that draw by odds."""
 
 import csv
+import json
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -258,7 +261,9 @@ class NoteLog(BaseCallback):
 
 def units_by_hand(rollouts: Sequence[Rollout], n_tasks: int) -> np.ndarray:
     """Root mean square of the rewards of each task that are not 0, over all rollouts."""
-    tasks, rewards = (np.concatenate([getattr(rollout, name) for rollout in rollouts]) for name in ("tasks", "rewards"))
+    tasks, rewards = (
+        np.concatenate([getattr(rollout, name).ravel() for rollout in rollouts]) for name in ("tasks", "rewards")
+    )
     squares = [rewards[(tasks == k) & (rewards != 0)].astype(float) ** 2 for k in range(n_tasks)]
     return np.array([np.sqrt(own.mean()) if len(own) else 0.0 for own in squares])
 
@@ -287,9 +292,14 @@ def mix(shares: Sequence[float] | np.ndarray, lengths: Sequence[float] | np.ndar
 
 
 def odds_by_hand(
-    rollouts: Sequence[Rollout], units: np.ndarray, own: Sequence[float] = ODDS, coef: float = 0.1, uniform: float = 0.1
+    rollouts: Sequence[Rollout],
+    units: np.ndarray,
+    own: Sequence[float] = ODDS,
+    coef: float = 0.1,
+    uniform: float = 0.1,
+    lengths: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Odds after the last rollout, before the end of which every task must have ended once."""
+    """Odds after the last rollout; before its end every task must have ended once, or its length be given."""
     last, q = rollouts[-1], np.array(own)
     played, scores = q > 0, scores_by_hand(rollouts, units)
     lead = np.where(played, scores - scores[played].mean(), 0)
@@ -297,7 +307,7 @@ def odds_by_hand(
     # the shares are q - lambda * s * 4 K lead / sigma^2, with the largest lambda up to coef at which none is negative
     moved = (last.advantages / units[last.tasks]).std() * 4 * played.sum() * lead / variance
     largest = (q[moved > 0] / moved[moved > 0]).min() if moved.any() else np.inf
-    return mix(q - min(coef, largest) * moved, lengths_by_hand(rollouts, len(q)), own, uniform)
+    return mix(q - min(coef, largest) * moved, lengths or lengths_by_hand(rollouts, len(q)), own, uniform)
 
 
 def make_model(env: VecEnv, algorithm: type[Any] = PPO, n_steps: int = 32, **kwargs: Any) -> OnPolicyAlgorithm:
@@ -682,6 +692,145 @@ class TestSeveralCallsOfLearn:
         np.testing.assert_allclose(callback.probabilities, self.expected)
 
 
+class TestRestart:
+    """What was learnt is part of the model."""
+
+    @pytest.mark.parametrize("algorithm", [PPO, GRPO, A2C])
+    @pytest.mark.parametrize("n_envs", [2, 4, 7])
+    def test_goes_on_in_a_new_process(self, tmp_path, algorithm, n_envs):
+        model, recorder, seen = make_model(dummy(), algorithm), Recorder(), SeenAtStart()
+        model.learn(2 * 32 * 4, callback=[TaskSamplingCallback(group_coef=0.01), recorder])
+        model.save(tmp_path / "model")
+        loaded = algorithm.load(tmp_path / "model", env=dummy(n_envs=n_envs), device="cpu")
+        again = TaskSamplingCallback(group_coef=0.01)
+        loaded.learn(32 * n_envs, callback=[again, recorder, seen], reset_num_timesteps=False)
+        np.testing.assert_allclose(seen.odds, [recorder.rollouts[1].odds[0]] * n_envs, rtol=1e-12)
+        # rewards of all three rollouts are one history; without the first two the units are others
+        units, alone = (units_by_hand(rollouts, 3) for rollouts in (recorder.rollouts, recorder.rollouts[2:]))
+        expected = odds_by_hand(recorder.rollouts, units, coef=0.01, lengths=LENGTH)
+        np.testing.assert_allclose(recorder.rollouts[2].odds[0], expected, rtol=1e-5)
+        assert np.abs(units - alone).max() > 1e-3
+
+    def test_is_saved_as_plain_numbers(self, tmp_path):
+        model, recorder = make_model(dummy()), Recorder()
+        model.learn(2 * 32 * 4, callback=[TaskSamplingCallback(group_coef=0.01), recorder])
+        model.save(tmp_path / "model")
+        with zipfile.ZipFile(tmp_path / "model.zip") as file:
+            state = json.loads(file.read("data"))["task_sampling_state"]
+        np.testing.assert_allclose(state["probabilities"], recorder.rollouts[-1].odds[0], rtol=1e-12)
+        # the last 20 episodes of each task
+        assert [set(lengths) for lengths in state["lengths"]] == [{length} for length in LENGTH]
+        assert max(map(len, state["lengths"])) <= 20
+
+    def test_another_callback_goes_on_in_the_same_process(self):
+        """In the middle of episodes whose beginning it has not seen."""
+        env = long_and_short()
+        model, callback = make_model(env, n_steps=8), TaskSamplingCallback(0.0)
+        model.learn(8, callback=TaskSamplingCallback(0.0))
+        # the first episode is over after 12 steps, but this one has seen only 4 of them; then of 4, 12 and 4
+        model.learn(24, callback=callback, reset_num_timesteps=False)
+        np.testing.assert_allclose(callback.probabilities, TestSeveralCallsOfLearn.expected)
+        assert model.task_sampling_state["lengths"] == [[12], [4, 4]]  # type: ignore[attr-defined]  # the callback's
+
+    def test_a_new_training_begins_anew(self):
+        model, recorder, seen = make_model(dummy()), Recorder(), SeenAtStart()
+        model.learn(2 * 32 * 4, callback=[TaskSamplingCallback(group_coef=0.01), recorder])
+        assert not np.allclose(recorder.rollouts[-1].odds[0], ODDS)
+        model.learn(32 * 4, callback=[TaskSamplingCallback(group_coef=0.01), seen])
+        np.testing.assert_array_equal(seen.odds, [ODDS] * 4)
+
+    def test_another_number_of_tasks_begins_anew(self, tmp_path):
+        def padded(n_tasks: int) -> DummyVecEnv:
+            """Observations have three numbers for tasks, whatever their number is."""
+
+            class Padded(OddsEnv):
+                def _obs(self) -> np.ndarray:
+                    return np.append(super()._obs(), np.zeros(3 - n_tasks, dtype=np.float32))
+
+            env = dummy(env_class=Padded, pay=PAY[:n_tasks], length=LENGTH[:n_tasks], odds=(1 / n_tasks,) * n_tasks)
+            env.observation_space = spaces.Box(-10, 10, (4,), np.float32)
+            # SB3 has made room for the observations of OddsEnv
+            buffers: Any = env.buf_obs
+            buffers[None] = np.zeros((4, 4), np.float32)
+            return env
+
+        model, seen = make_model(padded(3)), SeenAtStart()
+        model.learn(2 * 32 * 4, callback=TaskSamplingCallback(group_coef=0.01))
+        model.save(tmp_path / "model")
+        loaded = PPO.load(tmp_path / "model", env=padded(2), device="cpu")
+        loaded.learn(32 * 4, callback=[TaskSamplingCallback(), seen], reset_num_timesteps=False)
+        np.testing.assert_array_equal(seen.odds, [[0.5, 0.5]] * 4)
+
+
+class Interrupt(BaseCallback):
+    """Ctrl-C at a step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.step:
+            raise KeyboardInterrupt
+        return True
+
+
+def odds_of(env: VecEnv) -> list[list[float]]:
+    return [list(odds) for odds in env.env_method("get_task_probabilities")]
+
+
+class TestInterrupt:
+    def interrupted(self, env: VecEnv, sampling: TaskSamplingCallback) -> OnPolicyAlgorithm:
+        """PPO tells no callback of an exception: the environments keep the odds of the callback."""
+        model = make_model(env)
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(10_000, callback=[sampling, Interrupt(32 * 2 + 5)])
+        assert not np.allclose(odds_of(env)[0], ODDS)
+        return model
+
+    @pytest.mark.parametrize("who", ["the same", "another callback", "another model"])
+    def test_the_next_training_gives_them_back(self, who):
+        env, sampling, recorder = dummy(), TaskSamplingCallback(group_coef=0.0, uniform_share=0.5), Recorder()
+        model = self.interrupted(env, sampling)
+        if who != "the same":
+            sampling = TaskSamplingCallback(group_coef=0.0, uniform_share=0.5)
+        if who == "another model":
+            model = make_model(env)
+        model.learn(32 * 4, callback=[sampling, recorder], reset_num_timesteps=False)
+        # half of the draws follow the environment's odds, not those that were found there
+        np.testing.assert_allclose(recorder.rollouts[-1].odds[0], mix(ODDS, LENGTH, ODDS, 0.5), rtol=1e-9)
+        assert odds_of(env) == [list(ODDS)] * 4
+
+    def test_odds_that_somebody_has_set_since_then_are_the_environments(self):
+        env, sampling = dummy(), TaskSamplingCallback(group_coef=0.0)
+        model = self.interrupted(env, sampling)
+        env.env_method("set_task_probabilities", [0.2, 0.2, 0.6])
+        model.learn(32 * 4, callback=sampling, reset_num_timesteps=False)
+        assert odds_of(env) == [[0.2, 0.2, 0.6]] * 4
+
+    def test_of_an_algorithm_that_tells_its_callbacks(self):
+        env, sampling = dummy(), TaskSamplingCallback(group_coef=0.0)
+        model = self.interrupted(env, sampling)
+        sampling.on_training_interrupted()
+        assert odds_of(env) == [list(ODDS)] * 4
+        assert model.task_sampling_state["probabilities"] == sampling.probabilities.tolist()  # type: ignore[attr-defined]  # the callback's
+
+    def test_before_anything_has_started(self):
+        TaskSamplingCallback().on_training_interrupted()
+        env, sampling, other = dummy(), TaskSamplingCallback(), make_model(dummy())
+        other.learn(32 * 4, callback=sampling)
+        sampling.init_callback(make_model(env))
+        sampling.on_training_interrupted()
+        assert not hasattr(sampling.model, "task_sampling_state")
+        assert odds_of(env) == [list(ODDS)] * 4
+
+    def test_every_environment_gets_its_own_back(self):
+        own = [[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]
+        env = DummyVecEnv([partial(OddsEnv, odds=odds) for odds in own])
+        make_model(env).learn(64, callback=TaskSamplingCallback())
+        assert odds_of(env) == own
+
+
 class TestTimeLimit:
     """SB3 adds gamma times the value of the last observation to the reward of a step that a time limit ends."""
 
@@ -725,8 +874,15 @@ class TestLog:
         assert sum(columns["probability"]) == pytest.approx(1)
         assert np.isfinite(columns["score"]).all()
         assert "tasks/score_3" not in row
-        printed = capsys.readouterr().out
-        assert all(f"{name}_{k} " in printed for name in columns for k in range(3))
+        printed = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        odds = np.array(columns["probability"])
+        lines = {
+            name.strip(): value.strip() for name, value in printed if name.strip().startswith(("drawn", "score", "share"))
+        }
+        # two lines for people
+        expected = {"most": odds.argmax(), "least": odds.argmin()}
+        assert lines == {f"drawn_{name}": f"task {task} ({100 * odds[task]:.0f}%)" for name, task in expected.items()}
+        assert not {f"tasks/{name}" for name in lines} & row.keys()
 
     def test_values(self):
         recorder, notes = Recorder(), NoteLog()
@@ -737,11 +893,12 @@ class TestLog:
         np.testing.assert_allclose(notes.column("probability"), last.odds[0])
         np.testing.assert_allclose(notes.column("share"), last.step_share)
 
-    @pytest.mark.parametrize(("n_tasks", "printed"), [(8, True), (9, False)])
-    def test_many_tasks_are_not_printed(self, tmp_path, capsys, n_tasks, printed):
-        row = self.learn(tmp_path, n_tasks)[0]
-        assert {f"tasks/score_{k}" for k in range(n_tasks)} <= row.keys()
-        assert ("probability_0" in capsys.readouterr().out) == printed
+    def test_many_tasks_are_two_lines_too(self, tmp_path, capsys):
+        row = self.learn(tmp_path, 30)[0]
+        assert {f"tasks/score_{k}" for k in range(30)} <= row.keys()
+        lines = capsys.readouterr().out.split("tasks/")[1].splitlines()
+        assert [line.split("|")[1].strip() for line in lines[1:3]] == ["drawn_least", "drawn_most"]
+        assert "time/" in lines[3] or "train/" in lines[3] or lines[3].startswith("---")
 
 
 class WithoutSetter(CountingEnv):
@@ -787,6 +944,34 @@ class TestRefused:
         env = DummyVecEnv([partial(OddsEnv, pay=(1.0, 2.0), length=(3, 5), odds=(0.5, 0.5)), CountingEnv])
         with pytest.raises(ValueError, match="needs environments with the method `get_task_probabilities`"):
             make_model(env).learn(32, callback=TaskSamplingCallback())
+
+    @pytest.mark.parametrize("odds", [[0.5, math.nan, 0.5], [0.5, 0.2, 0.2], [1.5, -0.5, 0.0], 1.0])
+    def test_odds_that_are_no_probabilities(self, odds):
+        class Odd(InTurnEnv):
+            def get_task_probabilities(self) -> Any:
+                return np.array(odds)
+
+        with pytest.raises(ValueError, match="`get_task_probabilities` must return probabilities that sum to 1, got"):
+            make_model(dummy(env_class=Odd)).learn(32, callback=TaskSamplingCallback())
+
+    @pytest.mark.parametrize("label", ["left", 1.5, 3, -1, None, math.nan])
+    def test_tasks_that_are_no_numbers_of_tasks(self, label):
+        class Labelled(OddsEnv):
+            def _info(self) -> dict[str, Any]:
+                return {"task": label}
+
+        with pytest.raises(ValueError, match=r'info\["task"\] must be a number from 0 to 2, got'):
+            make_model(dummy(env_class=Labelled)).learn(32, callback=TaskSamplingCallback())
+
+    def test_environments_without_get_attr(self):
+        class Simulator(DummyVecEnv):
+            def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+                if attr_name == "render_mode":
+                    return [None] * self.num_envs
+                raise NotImplementedError
+
+        with pytest.raises(ValueError, match="needs environments with the method `get_task_probabilities`"):
+            make_model(Simulator([OddsEnv])).learn(32, callback=TaskSamplingCallback())
 
     def test_environment_that_does_not_report_its_task(self):
         model = make_model(dummy(report=False))

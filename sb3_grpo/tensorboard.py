@@ -1,0 +1,84 @@
+"""What TensorBoard shows beside the curves: hyper-parameters, and which curves belong together."""
+
+import inspect
+import warnings
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
+
+# CUSTOM SCALARS: category -> chart -> tags, or regular expressions of tags
+LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "Returns": {
+        "in training": ["Multiline", ["rollout/ep_rew_mean"]],
+        "in evaluation": ["Multiline", ["eval/mean_reward", "eval/worst_reward"]],
+        "by task": ["Multiline", ["eval/task_.+"]],
+    },
+    "Groups": {
+        "number": ["Multiline", ["groups/n_active"]],
+        "scores": ["Multiline", [r"groups/score_\d+"]],
+        "weights": ["Multiline", [r"groups/weight_\d+"]],
+        "shares of the steps": ["Multiline", [r"groups/share_\d+"]],
+        "KL divergences": ["Multiline", ["groups/kl_within", "groups/kl_between"]],
+    },
+    "Tasks drawn at reset": {
+        "odds": ["Multiline", [r"tasks/probability_\d+"]],
+        "scores": ["Multiline", [r"tasks/score_\d+"]],
+    },
+}
+# HPARAMS: the columns of results
+METRICS = ("rollout/ep_rew_mean", "eval/mean_reward", "eval/worst_reward")
+# Arguments of algorithms that say nothing about what is learnt
+NOT_SHOWN = ("self", "policy", "env", "tensorboard_log", "verbose", "_init_setup_model")
+
+
+class TensorBoardCallback(BaseCallback):
+    """
+    Fills TensorBoard's pages HPARAMS (arguments of the model, beside its returns) and CUSTOM SCALARS (which curves belong
+    together), at the start of training. For any algorithm of SB3; ``GRPO`` adds one by itself where it logs to TensorBoard.
+
+    If they cannot be written a warning says so, and training goes on.
+    """
+
+    def _on_training_start(self) -> None:
+        try:
+            for output in tensorboard_outputs(self.logger):
+                page = HParam(read_hyperparameters(self.model), dict.fromkeys(METRICS, 0.0))
+                output.write({"hparams": page}, {"hparams": ()}, self.num_timesteps)
+                output.writer.add_custom_scalars(LAYOUT)
+        except Exception as error:
+            warnings.warn(f"TensorBoard's HPARAMS and CUSTOM SCALARS could not be written: {error!r}", stacklevel=2)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def tensorboard_outputs(logger: Logger) -> list[TensorBoardOutputFormat]:
+    """
+    :param logger: of a model
+    :return: its writers of event files
+    """
+    return [output for output in logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+
+
+def read_hyperparameters(model: Any) -> dict[str, bool | float | str]:
+    """
+    :param model: of any algorithm of SB3
+    :return: its class and number of environments, and the arguments of its constructor that it keeps under their names
+    """
+    names = [name for name in inspect.signature(type(model).__init__).parameters if name not in NOT_SHOWN]
+    values = {"algorithm": type(model).__name__, "policy": model.policy_class.__name__, "n_envs": model.n_envs}
+    values.update({name: getattr(model, name) for name in names if hasattr(model, name)})
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> bool | float | str:
+    # functions of the user are not called: they may count, or fail
+    if isinstance(value, FloatSchedule):
+        value = value.value_schedule
+    if isinstance(value, ConstantSchedule):
+        value = value.val
+    if isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "__name__", str(value))
