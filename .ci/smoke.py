@@ -43,6 +43,17 @@ def advice(extra: str) -> Iterator[None]:
     assert f'pip install "sb3-grpo[{extra}]"' in message, message
 
 
+def run(*command: str, folder: Path, status: int = 0) -> str:
+    """
+    Run Python in a folder.
+
+    :return: what it printed to stderr
+    """
+    result = subprocess.run([sys.executable, *command], check=False, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == status, result.stdout + result.stderr
+    return result.stderr
+
+
 def core(folder: Path) -> None:
     """Train, evaluate, save, load."""
     for model in (make_model(), GRPO("MlpPolicy", "CartPole-v1", n_steps=256, seed=0, device="cpu")):
@@ -71,10 +82,9 @@ def bare(folder: Path) -> None:
         make_model(tensorboard_log=str(folder)).learn(1)
     with advice("extra"):
         make_model().learn(1, progress_bar=True)
-    result = subprocess.run([sys.executable, "-m", "sb3_grpo.zoo", "train"], check=False, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert 'pip install "sb3-grpo[zoo]"' in result.stderr
-    assert "Traceback" not in result.stderr
+    message = run("-m", "sb3_grpo.zoo", "train", folder=folder, status=1)
+    assert 'pip install "sb3-grpo[zoo]"' in message
+    assert "Traceback" not in message
 
 
 def extra(folder: Path) -> None:
@@ -108,7 +118,7 @@ def zoo(folder: Path) -> None:
         ("plot_train", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-w", "2"),
     ]
     for command in commands:
-        subprocess.run([sys.executable, "-m", "sb3_grpo.zoo", *command], check=True, cwd=folder)
+        run("-m", "sb3_grpo.zoo", *command, folder=folder)
     patterns = ("logs/grpo/CartPole-v1_1/CartPole-v1.zip", "tensorboard/CartPole-v1/*/events*", "videos/*.mp4", "*.png")
     for pattern in patterns:
         assert list(folder.glob(pattern)), pattern
@@ -116,9 +126,8 @@ def zoo(folder: Path) -> None:
 
 def demo(folder: Path) -> None:
     """``make demo``, shorter."""
-    command = [sys.executable, str(BENCHMARKS / "demo.py"), "--total-timesteps", "2400", "--output", str(folder)]
-    subprocess.run(command, check=True)
-    assert (folder / "demo.png").exists()
+    run(str(BENCHMARKS / "demo.py"), "--total-timesteps", "2400", "--output", "output", folder=folder)
+    assert (folder / "output/demo.png").exists()
 
 
 def bench(folder: Path) -> None:
