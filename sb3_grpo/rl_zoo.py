@@ -297,7 +297,7 @@ def patch() -> None:
         vars(hub)["generate_metadata"] = lambda *args: hub._generate_metadata(*args).to_dict()
 
 
-def with_complete_file(save: Callable[[VecNormalize, str], None]) -> Callable[[VecNormalize, str], None]:
+def with_complete_file(save: Callable[[VecNormalize, str], None]) -> Callable[..., None]:
     """
     :param save: ``VecNormalize.save``
     :return: the same, but a process that is killed meanwhile leaves the former file as it was

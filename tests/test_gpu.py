@@ -68,6 +68,8 @@ def test_images(device):
 
 def test_one_group_learns_what_ppo_learns(device):
     weights = []
+    algorithm: Any
+    kwargs: dict[str, Any]
     for algorithm, kwargs in ((PPO, {}), (GRPO, {"n_groups": 1})):
         env = make_vec_env("CartPole-v1", n_envs=2, seed=0)
         model = algorithm("MlpPolicy", env, n_steps=64, n_epochs=2, seed=0, device=device, **kwargs)
@@ -90,7 +92,7 @@ def test_the_same_seed_gives_the_same_weights(device):
 def test_saved_here_loaded_on_the_cpu_and_back(device, tmp_path: Path):
     model = make_model(device).learn(2 * 256)
     model.save(tmp_path / "model")
-    obs = model.get_env().reset()
+    obs: Any = make_vec_env(TASKS, n_envs=4, seed=1).reset()
     weights, actions = tensors(model), model.predict(obs, deterministic=True)[0]
     for where in ("cpu", device):
         loaded = GRPO.load(tmp_path / "model", make_vec_env(TASKS, n_envs=4, seed=0), device=where)
@@ -105,7 +107,7 @@ def test_saved_here_loaded_on_the_cpu_and_back(device, tmp_path: Path):
 
 
 def test_groups_merge_and_split(device):
-    model = make_model(device, max_groups=5).learn(256)
+    model: Any = make_model(device, max_groups=5).learn(256)
     model.policy.regroup(Merge(0, 1, 0.5, 0.0))
     assert model.policy.cell_to_group.tolist() == [0, 0, 2, 3]
     model.learn(256, reset_num_timesteps=False)
