@@ -10,16 +10,17 @@ export MPLBACKEND ?= Agg
 SWEEPS := balance balancing_rules regrouping head_to_head minigrid_tasks
 SMOKE := benchmark_smoke
 
-.PHONY: install demo test test-slow lint benchmark benchmark-smoke clean
+.PHONY: install demo test test-slow test-gpu test-install lint benchmark benchmark-smoke clean
 
-install: $(VENV)/installed
+install: $(VENV)/installed-dev
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# one environment, which is empty, or has an extra, or several
+$(VENV)/installed-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
 	touch $@
 
-demo: install
+demo: $(VENV)/installed-demo
 	$(BIN)/python benchmarks/demo.py
 
 test: lint
@@ -27,6 +28,14 @@ test: lint
 
 test-slow: install
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# also part of `make test`, where there is a GPU
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
+
+# wheel and sdist, in empty environments
+test-install: install
+	.ci/test_install $(BIN)/python
 
 benchmark: install
 	for sweep in $(SWEEPS); do $(BIN)/python benchmarks/$$sweep.py || exit 1; done
@@ -45,4 +54,4 @@ lint: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info $(SMOKE) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output
+	rm -rf $(VENV) build dist *.egg-info $(SMOKE) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output

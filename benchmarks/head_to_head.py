@@ -28,8 +28,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
 from sb3_grpo import GRPO, GroupEvalCallback, evaluate_groups, zoo_configs
+from sb3_grpo.rl_zoo import CONFIG, register
 from sb3_grpo.tensorboard import TensorBoardCallback
-from sb3_grpo.zoo import CONFIG, register
 
 LOGS = RESULTS.parents[1] / "head_to_head"
 SEEDS, FEW_SEEDS = range(10), range(5)

@@ -32,7 +32,7 @@ from rich.table import Table
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_grpo import GRPO, evaluate_groups
-from sb3_grpo.zoo import convert_grpo_params
+from sb3_grpo.rl_zoo import convert_grpo_params
 
 ENV, N_ENVS = "sb3_grpo/TaskCartPole-v0", 8
 # columns of the observation that show the task

@@ -1,6 +1,7 @@
-"""What all tests share."""
+"""What all tests share: one thread, the CPU, environments."""
 
 import importlib
+import os
 import warnings
 
 import pytest
@@ -10,6 +11,14 @@ from stable_baselines3.common.env_util import make_vec_env
 import sb3_grpo  # noqa: F401  # registers the environments
 
 th.set_num_threads(1)
+
+# Tests run on the CPU wherever they are run, their processes and what is built while they are collected too; only those
+# marked `gpu` see the GPU (below). It is asked for first: CUDA looks at the variable once in a process.
+has_gpu = th.cuda.is_available
+visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+HAS_GPU = has_gpu()
+th.cuda.is_available = lambda: False
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # Box2D's wrapper (SWIG) warns when it is imported, and crashes if the warning becomes an error
 with warnings.catch_warnings():
@@ -25,3 +34,19 @@ def cartpole():
 @pytest.fixture
 def task_cartpole():
     return make_vec_env("sb3_grpo/TaskCartPole-v0", n_envs=4, seed=0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="this machine has no GPU that torch can use"))
+
+
+@pytest.fixture(autouse=True)
+def _gpu_for_those_marked(request, monkeypatch):
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(th.cuda, "is_available", has_gpu)
+        if visible_gpus is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible_gpus)

@@ -1,6 +1,8 @@
 """Imports point one way: mathematics and routers at the bottom, the algorithm at the top."""
 
 import ast
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": {"evaluation", "grouping", "interrupts", "plots", "saving", "tensorboard"},
     "task_sampling": {"evaluation", "interrupts", "losses"},
 }
-TOP = {"grpo", "callbacks", "zoo"}
+TOP = {"grpo", "callbacks", "rl_zoo", "zoo"}
 
 
 def imported_names(source: str, package: str) -> set[str]:
@@ -90,7 +92,7 @@ def test_callbacks_do_not_import_the_algorithm():
 
 
 def test_the_algorithm_does_not_import_the_zoo():
-    assert "zoo" not in own_modules(imports_of(PACKAGE / "grpo.py"))
+    assert not own_modules(imports_of(PACKAGE / "grpo.py")) & {"rl_zoo", "zoo"}
 
 
 @pytest.mark.parametrize(
@@ -108,3 +110,46 @@ def test_environments_import_nothing_of_the_package_but_environments(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_nobody_imports_the_package_itself(path):
     assert "__init__" not in own_modules(imports_of(path))
+
+
+# What `pip install sb3-grpo` brings
+DECLARED = {"gymnasium", "numpy", "stable_baselines3", "torch"}
+
+
+def executed_imports(statements: list[ast.stmt]) -> Iterator[str]:
+    """Top-level names of what is imported when the module is: neither in functions, nor for type checkers only."""
+    for statement in statements:
+        match statement:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                pass
+            case ast.Import() | ast.ImportFrom():
+                yield from {name.split(".")[0] for name in imported_names(ast.unparse(statement), "sb3_grpo")}
+            case _:
+                for part in ("body", "orelse", "finalbody"):
+                    yield from executed_imports(getattr(statement, part, []))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch.nn as nn", {"torch"}),
+        ("class A:\n    import torch", {"torch"}),
+        ("try:\n    import torch\nexcept ImportError:\n    pass\nelse:\n    import numpy", {"torch", "numpy"}),
+        ("def f():\n    import torch", set()),
+        ("if TYPE_CHECKING:\n    import torch", set()),
+        ("if True:\n    import torch", {"torch"}),
+    ],
+)
+def test_imports_that_are_executed_are_found(source, expected):
+    assert set(executed_imports(ast.parse(source).body)) == expected
+
+
+# RL Zoo is an extra, and `zoo` loads these two
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES if path.stem != "rl_zoo" and path.parent.name != "zoo_configs"],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_only_declared_packages_are_imported_at_once(path):
+    imported = set(executed_imports(ast.parse(path.read_text()).body))
+    assert imported <= {*DECLARED, *sys.stdlib_module_names, "sb3_grpo"}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -19,13 +19,15 @@ import yaml
 from common import RESULTS, read_rows
 from huggingface_hub import metadata_load
 from huggingface_sb3 import EnvironmentName
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rl_zoo3 import hyperparams_opt, utils
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_grpo import GRPO, zoo
+from sb3_grpo import GRPO, rl_zoo, zoo
 from sb3_grpo.grouping import Split
 from sb3_grpo.heads import split_heads
 from sb3_grpo.policies import NonFiniteError
@@ -402,12 +404,18 @@ class TestStudies:
     def test_what_is_fixed_stays(self, tmp_path):
         storage = ("--storage", "journal.log", "--study-name", "tasks")
         command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK, "--fix")
-        run(tmp_path, *command, "batch_size_pow:8", "n_epochs:1", "groups:'one'")
+        run(tmp_path, *command, "batch_size_pow:8", "n_epochs:1", "groups:one")
         trials = load_study(tmp_path).trials
         assert [(t.params["batch_size_pow"], t.params["n_epochs"], t.params["groups"]) for t in trials] == [(8, 1, "one")] * 2
         assert len({t.params["learning_rate"] for t in trials}) == 2
-        # the names are those of the search space
-        assert "got ['batch_size']" in run(tmp_path, *command, "batch_size:256", check=False).stderr
+
+    def test_what_the_search_space_does_not_offer_makes_no_study(self, tmp_path):
+        storage = ("--storage", "journal.log", "--study-name", "tasks")
+        command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK)
+        result = run(tmp_path, *command, "--fix", "n_epochs:4", check=False)
+        assert result.returncode != 0
+        assert "`--fix n_epochs` must be one of [1, 5, 10, 20], as in the search space; got 4" in result.stderr
+        assert not (tmp_path / "journal.log").exists()
 
     def test_database(self, tmp_path):
         storage = ("--storage", "sqlite:///study.db", "--study-name", "tasks")
@@ -424,8 +432,135 @@ def test_tuned_entry_is_the_chosen_trial_of_the_study():
     # as RL Zoo reads it
     entry["policy_kwargs"] = eval(entry["policy_kwargs"], {"nn": th.nn})  # noqa: S307 (our own file)
     entry["n_groups"] = None
-    for name, value in zoo.convert_grpo_params(study.trials[chosen].params).items():
+    for name, value in rl_zoo.convert_grpo_params(study.trials[chosen].params).items():
         assert entry[name] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value), name
+
+
+class TestFixed:
+    space: ClassVar[dict[str, BaseDistribution]] = {
+        "choice": CategoricalDistribution([1, 5, "one"]),
+        "number": IntDistribution(2, 10, step=4),
+        "share": FloatDistribution(0.1, 0.9),
+    }
+
+    @pytest.mark.parametrize(
+        "params", [{}, {"choice": 5}, {"choice": "one", "number": 6}, {"number": 10}, {"share": 0.1}, {"share": 0.9}]
+    )
+    def test_what_is_offered(self, params):
+        rl_zoo.check_fixed(params, self.space)
+
+    @pytest.mark.parametrize(
+        ("params", "message"),
+        [
+            ({"chance": 1}, r"must name what the search space has, \['choice', 'number', 'share'\]; got \['chance'\]"),
+            ({"choice": 4}, r"`--fix choice` must be one of \[1, 5, 'one'\].* got 4"),
+            ({"choice": True}, "got True"),
+            ({"choice": "1"}, "got '1'"),
+            ({"number": 7}, "`--fix number` must be an integer from 2 to 10 in steps of 4.* got 7"),
+            ({"number": 6.0}, "got 6.0"),
+            ({"number": 14}, "got 14"),
+            ({"share": 0.95}, "`--fix share` must be from 0.1 to 0.9.* got 0.95"),
+            ({"share": float("nan")}, "got nan"),
+            ({"share": "0.5"}, "got '0.5'"),
+            ({"choice": 5, "share": 0.0}, "got 0.0"),
+        ],
+    )
+    def test_what_is_not(self, params, message):
+        with pytest.raises(ValueError, match=message):
+            rl_zoo.check_fixed(params, self.space)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("a:1", ("a", 1)),
+            ("a:0.5", ("a", 0.5)),
+            ("a:one", ("a", "one")),
+            ("a:'one'", ("a", "one")),
+            ("a:b:c", ("a", "b:c")),
+        ],
+    )
+    def test_values_are_written_as_trials_print_them(self, text, expected):
+        assert rl_zoo.name_and_value(text) == expected
+
+    @pytest.mark.parametrize("with_her", [False, True])
+    def test_search_space_of_another_algorithm(self, with_her):
+        manager = rl_zoo.GroupExperimentManager.__new__(rl_zoo.GroupExperimentManager)
+        manager.algo, manager.n_actions = "sac", 1
+        manager._hyperparams = {"replay_buffer_class": HerReplayBuffer, "replay_buffer_kwargs": {}} if with_her else {}
+        space = manager._search_space()
+        assert "train_freq" in space
+        assert ("n_sampled_goal" in space) == with_her
+
+
+class TestLoadingTrials:
+    def test_a_trial_without_values_is_refused(self, tmp_path, registered):
+        path = str(tmp_path / "journal.log")
+        study = optuna.create_study(study_name="tasks", storage=JournalStorage(JournalFileBackend(path)))
+        study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
+        manager = rl_zoo.GroupExperimentManager.__new__(rl_zoo.GroupExperimentManager)
+        manager.algo = "grpo"
+        # failed, never made, another study
+        for name, number in (("tasks", 0), ("tasks", 1), ("other", 0)):
+            with pytest.raises(ValueError, match=f"trial {number} of study '{name}' cannot be used"):
+                manager.load_trial(path, name, number)
+
+
+# A process that is killed while it pickles; first as in SB3, then as in the processes of RL Zoo with this package
+KILLED = """
+import os
+import signal
+
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_grpo.rl_zoo import patch
+
+
+class Killer:
+    def __reduce__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+env = VecNormalize(make_vec_env("CartPole-v1"))
+for name, prepare in (("plain.pkl", lambda: None), ("patched.pkl", patch)):
+    prepare()
+    env.save(name)
+    child = os.fork()
+    if child == 0:
+        env.killer = Killer()
+        env.save(name)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked and killed on this system")
+def test_statistics_survive_a_kill(tmp_path, cartpole):
+    run_python(tmp_path, "-c", KILLED)
+    assert VecNormalize.load(str(tmp_path / "patched.pkl"), cartpole).epsilon == 1e-8
+    with pytest.raises(EOFError):
+        VecNormalize.load(str(tmp_path / "plain.pkl"), cartpole)
+
+
+class TestWithoutTheExtra:
+    message = 'pip install "sb3-grpo[zoo]"'
+
+    def test_command(self, tmp_path):
+        code = "import runpy, sys; sys.modules['rl_zoo3'] = None; runpy.run_module('sb3_grpo.zoo', run_name='__main__')"
+        result = run_python(tmp_path, "-c", code, check=False)
+        assert result.returncode == 1
+        assert self.message in result.stderr
+        assert "rl_zoo3" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+    @pytest.mark.parametrize("package", ["optuna", "huggingface_sb3", "imageio_ffmpeg", "matplotlib", "requests", "rl_zoo3"])
+    def test_whatever_is_missing(self, monkeypatch, package):
+        for name in [name for name in sys.modules if name == "sb3_grpo.rl_zoo" or name.split(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=re.escape(self.message)):
+            zoo.register()
+        with pytest.raises(SystemExit, match=re.escape(self.message)):
+            zoo.main(["train"])
 
 
 CROSSED, UNKNOWN, COLUMNS = ("merge_kl:0.5", "split_kl:0.3"), ("grop_coef:0.1",), ("router_kwargs:dict(columns=(0,4))",)
@@ -481,7 +616,7 @@ class TestSearchSpace:
             sampled = hyperparams_opt.HYPERPARAMS_SAMPLER["grpo"](trial, 1, 1, {})
             assert hyperparams_opt.HYPERPARAMS_CONVERTER["grpo"](trial.params) == sampled
             assert sampled["merge_kl"] < sampled["split_kl"]
-            groups = zoo.convert_group_params(trial.params)
+            groups = rl_zoo.convert_group_params(trial.params)
             assert groups.items() <= sampled.items()
             assert GRPO("MlpPolicy", "CartPole-v1", **groups).group_coef == sampled["group_coef"]
 
@@ -508,8 +643,8 @@ class TestPruning:
         def objective(*_: Any) -> float:
             raise optuna.TrialPruned from cause
 
-        monkeypatch.setattr(zoo.exp_manager.ExperimentManager, "objective", objective)
-        manager = zoo.GroupExperimentManager.__new__(zoo.GroupExperimentManager)
+        monkeypatch.setattr(rl_zoo.exp_manager.ExperimentManager, "objective", objective)
+        manager = rl_zoo.GroupExperimentManager.__new__(rl_zoo.GroupExperimentManager)
         manager.algo = "grpo"
         trial: Any = optuna.trial.FixedTrial({})
         with pytest.raises(expected):
@@ -519,8 +654,8 @@ class TestPruning:
         def objective(*_: Any) -> float:
             raise optuna.TrialPruned from ValueError("columns")
 
-        monkeypatch.setattr(zoo.exp_manager.ExperimentManager, "objective", objective)
-        manager = zoo.GroupExperimentManager.__new__(zoo.GroupExperimentManager)
+        monkeypatch.setattr(rl_zoo.exp_manager.ExperimentManager, "objective", objective)
+        manager = rl_zoo.GroupExperimentManager.__new__(rl_zoo.GroupExperimentManager)
         manager.algo = "ppo"
         trial: Any = optuna.trial.FixedTrial({})
         with pytest.raises(optuna.TrialPruned):
@@ -545,23 +680,23 @@ def test_children_know_grpo(command: Sequence[str], expected: Sequence[str]) -> 
         called.append(given)
         return 0
 
-    assert zoo.run_by_this_module(call)(command) == 0
+    assert rl_zoo.run_by_this_module(call)(command) == 0
     assert called == [expected]
 
 
 @pytest.mark.parametrize("script", ["all_plots", "plot_train"])
 @pytest.mark.parametrize("option", ["-e", "--env"])
 def test_plots_look_for_folders(script, option):
-    argv = zoo.PREPARATIONS[script](["-a", "grpo", option, TASKS, "CartPole-v1", "-f", "logs"])
+    argv = rl_zoo.PREPARATIONS[script](["-a", "grpo", option, TASKS, "CartPole-v1", "-f", "logs"])
     assert argv == ["-a", "grpo", "-f", "logs", "-e", TASKS.replace("/", "-"), "CartPole-v1"]
-    assert zoo.PREPARATIONS[script](["-a", "grpo"]) == ["-a", "grpo"]
+    assert rl_zoo.PREPARATIONS[script](["-a", "grpo"]) == ["-a", "grpo"]
 
 
 @pytest.mark.parametrize("option", ["-o", "--output-folder", "--output"])
 def test_videos_are_joined_in_an_absolute_folder(option):
-    argv = zoo.prepare_recording(["--algo", "grpo", option, "videos"])
+    argv = rl_zoo.prepare_recording(["--algo", "grpo", option, "videos"])
     assert argv == ["--algo", "grpo", "-o", os.path.abspath("videos")]
-    assert zoo.prepare_recording(["--algo", "grpo"]) == ["--algo", "grpo"]
+    assert rl_zoo.prepare_recording(["--algo", "grpo"]) == ["--algo", "grpo"]
 
 
 def test_registering(registered):

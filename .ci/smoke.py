@@ -1,0 +1,165 @@
+"""
+Does the installed package work? ``python smoke.py`` needs nothing but ``pip install sb3-grpo``: train, save, load.
+
+Names of extras as arguments try what they bring: ``python smoke.py core extra``. Files go to a temporary folder.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_grpo import GRPO, GroupEvalCallback, evaluate_groups, plot_regrouping
+
+TASKS = "sb3_grpo/TaskCartPole-v0"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def make_model(**kwargs: object) -> GRPO:
+    """GRPO with a head for each of four tasks."""
+    router = {"router": "one_hot", "router_kwargs": {"columns": (4, 8)}}
+    env = make_vec_env(TASKS, n_envs=4, seed=0)
+    return GRPO("MlpPolicy", env, n_steps=128, n_epochs=2, seed=0, device="cpu", **router, **kwargs)
+
+
+@contextmanager
+def advice(extra: str) -> Iterator[None]:
+    """A context that must raise an ``ImportError`` which says how to install an extra."""
+    message = ""
+    try:
+        yield
+    except ImportError as error:
+        message = str(error)
+    assert f'pip install "sb3-grpo[{extra}]"' in message, message
+
+
+def run(*command: str, folder: Path, status: int = 0) -> str:
+    """
+    Run Python in a folder.
+
+    :return: what it printed to stderr
+    """
+    result = subprocess.run([sys.executable, *command], check=False, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == status, result.stdout + result.stderr
+    return result.stderr
+
+
+def core(folder: Path) -> None:
+    """Train, evaluate, save, load."""
+    for model in (make_model(), GRPO("MlpPolicy", "CartPole-v1", n_steps=256, seed=0, device="cpu")):
+        before = {name: value.clone() for name, value in model.policy.named_parameters()}
+        model.learn(1024)
+        assert any(not th.equal(value, before[name]) for name, value in model.policy.named_parameters())
+        model.save(folder / "model")
+        loaded = GRPO.load(folder / "model", device="cpu")
+        obs = np.stack([model.observation_space.sample() for _ in range(100)])
+        assert np.array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
+    model = make_model()
+    evaluation = GroupEvalCallback(make_vec_env(TASKS, n_envs=4), eval_freq=128, n_eval_episodes=8, verbose=0)
+    # the groups are looked at after every rollout
+    model.regroup_freq, model.regroup_warmup = 1, 1
+    model.learn(1024, evaluation)
+    assert len(evaluation.last_evaluation) == len(evaluate_groups(model, make_vec_env(TASKS))) == 4
+
+
+def bare(folder: Path) -> None:
+    """Without extras their packages are not there, and messages say how to install them."""
+    for name in ("matplotlib", "tensorboard", "tqdm", "rich", "rl_zoo3", "Box2D"):
+        assert importlib.util.find_spec(name) is None, name
+    with advice("extra"):
+        plot_regrouping(make_model())
+    with advice("extra"):
+        make_model(tensorboard_log=str(folder)).learn(1)
+    with advice("extra"):
+        make_model().learn(1, progress_bar=True)
+    message = run("-m", "sb3_grpo.zoo", "train", folder=folder, status=1)
+    assert 'pip install "sb3-grpo[zoo]"' in message
+    assert "Traceback" not in message
+
+
+def extra(folder: Path) -> None:
+    """Pictures, TensorBoard, a progress bar."""
+    model = make_model(tensorboard_log=str(folder / "tensorboard"))
+    model.regroup_freq, model.regroup_warmup = 1, 1
+    model.learn(2048, progress_bar=True)
+    plot_regrouping(model, folder / "groups.png")
+    assert (folder / "groups.png").read_bytes().startswith(b"\x89PNG")
+    accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    (events,) = (folder / "tensorboard").glob("*/events*")
+    written = accumulator.EventAccumulator(str(events)).Reload().Tags()
+    assert "train/loss" in written["scalars"]
+    assert "groups/figure_timeline" in written["images"]
+
+
+def box2d(folder: Path) -> None:
+    """LunarLander with its tasks."""
+    env = gym.make("sb3_grpo/TaskLunarLander-v0")
+    env.reset(seed=0)
+    assert env.observation_space.contains(env.step(env.action_space.sample())[0])
+
+
+def zoo(folder: Path) -> None:
+    """Train by RL Zoo's command line, play and record what was trained, plot."""
+    agent = ("--algo", "grpo", "--env", "CartPole-v1", "-f", "logs")
+    commands = [
+        ("train", *agent, "-n", "1024", "--eval-freq", "512", "-P", "--tensorboard-log", "tensorboard"),
+        ("enjoy", *agent, "-n", "100", "--no-render"),
+        ("record_video", *agent, "-n", "20", "-o", "videos"),
+        ("plot_train", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-w", "2"),
+    ]
+    for command in commands:
+        run("-m", "sb3_grpo.zoo", *command, folder=folder)
+    patterns = ("logs/grpo/CartPole-v1_1/CartPole-v1.zip", "tensorboard/CartPole-v1/*/events*", "videos/*.mp4", "*.png")
+    for pattern in patterns:
+        assert list(folder.glob(pattern)), pattern
+
+
+def demo(folder: Path) -> None:
+    """``make demo``, shorter."""
+    run(str(BENCHMARKS / "demo.py"), "--total-timesteps", "2400", "--output", "output", folder=folder)
+    assert (folder / "output/demo.png").exists()
+
+
+def bench(folder: Path) -> None:
+    """Every benchmark finds what it imports, and MuJoCo is there."""
+    sys.path.insert(0, str(BENCHMARKS))
+    for path in sorted(BENCHMARKS.glob("*.py")):
+        importlib.import_module(path.stem)
+    gym.make("HalfCheetah-v5").reset(seed=0)
+
+
+def dist(folder: Path) -> None:
+    """A task on a Ray cluster of one process."""
+    ray = importlib.import_module("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    assert ray.get(ray.remote(lambda: 1 + 1).remote()) == 2
+    ray.shutdown()
+
+
+PARTS: dict[str, Callable[[Path], None]] = {part.__name__: part for part in (core, bare, extra, box2d, zoo, demo, bench, dist)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=PARTS, default="core", metavar="PART", help=f"of {', '.join(PARTS)}")
+    parts = parser.parse_args().parts
+    # several processes on few cores are faster with one thread each
+    th.set_num_threads(1)
+    for name in [parts] if isinstance(parts, str) else parts:
+        with tempfile.TemporaryDirectory() as folder:
+            PARTS[name](Path(folder))
+        print(f"works: {name}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
