@@ -128,8 +128,8 @@ def kill_one(kind: str, algorithm: str, folder: str, seed: int, random: np.rando
     Start a process and kill it at a random moment of the second (of the 0.2 seconds where it only saves) after its first file.
     """
     context = multiprocessing.get_context("forkserver")
-    # children are forked from a process that has imported everything
-    context.set_forkserver_preload(["robustness"])
+    # children are forked from a process that has imported what takes time
+    context.set_forkserver_preload(["sb3_grpo.envs.cartpole", "joblib", "tqdm.auto", "rich.table"])
     child = context.Process(target=CHILDREN[kind], args=(algorithm, folder, seed), daemon=True)
     child.start()
     try:

@@ -181,7 +181,7 @@ class TestGoodValues:
             dict(learning_rate=0.0),
             dict(learning_rate=1),
             dict(learning_rate=LinearSchedule(1e-3, 0.0, 1.0)),
-            dict(n_steps=np.int64(32), batch_size=np.int32(16), n_epochs=np.int8(1)),
+            dict(n_steps=np.int64(8), batch_size=np.int32(4), n_epochs=np.int8(1)),
             dict(batch_size=1000),
             dict(batch_size=7),
             dict(batch_size=1, normalize_advantage=False),
@@ -207,11 +207,11 @@ class TestGoodValues:
         ids=lambda arguments: ", ".join(f"{name}={value!s:.20}" for name, value in arguments.items()),
     )
     def test_what_ppo_trains_with_is_allowed(self, arguments):
-        given = {**dict(n_steps=32, batch_size=16, n_epochs=1, device="cpu"), **arguments}
+        given = {**dict(n_steps=8, batch_size=4, n_epochs=1, device="cpu"), **arguments}
         check_arguments(dict(policy="MlpPolicy", **given))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You have specified a mini-batch size of", UserWarning)
-            model = PPO("MlpPolicy", "CartPole-v1", **given).learn(64)
+            model = PPO("MlpPolicy", "CartPole-v1", **given).learn(16)
         assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
     @pytest.mark.parametrize(
