@@ -596,7 +596,7 @@ def tables(folder: Path) -> Iterator[Table]:
     bad_input = rows_of("bad_input", folder)
     if bad_input:
         yield bad_input_table(bad_input)
-        yield from (what_is_left(bad_input, code) for code in CODES if any(row["code"] == code for row in bad_input))
+        yield what_is_left(bad_input, CODES[-1])
     drawn: dict[str, Callable[[list[dict[str, Any]]], Table]] = dict(
         kills=kill_table, interrupts=interrupt_table, restarts=restart_table
     )
