@@ -205,9 +205,16 @@ def argument(
         made = env() if isinstance(env, types.FunctionType) else env
         return train(algorithm, made, **{**others, name: value})
 
-    # an example of each kind of function is named by what it returns
-    shown = value.__doc__ or value.__name__ if isinstance(value, types.FunctionType) else repr(value)
-    return Case(f"{name}={shown}", act, (name, name.replace("_", " ")), fine, own)
+    return Case(f"{name}={shown(value)}", act, (name, name.replace("_", " ")), fine, own)
+
+
+def shown(value: Any) -> str:
+    """
+    :return: the value as the name of a case has it, the same in every process: functions of this file say what they are
+    """
+    if isinstance(value, types.FunctionType):
+        return value.__doc__ or value.__name__
+    return value.__name__ if callable(value) else repr(value)
 
 
 def function(returns: Any) -> Callable[[float], Any]:
@@ -273,8 +280,8 @@ LOOKS_BAD: dict[str, list[Any]] = dict(
 
 
 def policy_kwargs_case(kwargs: dict[str, Any], *words: str, env: Any = "CartPole-v1") -> Case:
-    shown = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-    return Case(f"policy_kwargs: {shown}", lambda algorithm, folder: train(algorithm, env, policy_kwargs=kwargs), words)
+    name = ", ".join(f"{key}={shown(value)}" for key, value in kwargs.items())
+    return Case(f"policy_kwargs: {name}", lambda algorithm, folder: train(algorithm, env, policy_kwargs=kwargs), words)
 
 
 POLICY_KWARGS = [
