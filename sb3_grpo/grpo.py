@@ -695,9 +695,12 @@ class GRPO(PPO):
         progress_bar: bool = False,
     ) -> SelfGRPO:
         check_learn_arguments({**locals(), "env": self.env})
+        with_gradients = th.is_grad_enabled()
         try:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         except BaseException:
+            # Ctrl-C at the end of torch.no_grad() would leave gradients off for the whole process
+            th.set_grad_enabled(with_gradients)
             self._end_interrupted_training()
             raise
 

@@ -268,7 +268,7 @@ class TestStateDict:
         assert all(value.is_floating_point() for value in regrouped().policy.state_dict().values())
 
     def test_with_one_group_is_that_of_ppo(self):
-        kwargs = dict(n_steps=64, device="cpu")
+        kwargs: dict[str, Any] = dict(n_steps=64, device="cpu")
         ppo, grpo = PPO("MlpPolicy", "CartPole-v1", **kwargs), GRPO("MlpPolicy", "CartPole-v1", n_groups=1, **kwargs)
         grpo.policy.load_state_dict(ppo.policy.state_dict())
         assert list(grpo.policy.state_dict()) == list(ppo.policy.state_dict())
@@ -289,7 +289,8 @@ class TestStateDict:
 
     def test_carries_the_groups_to_another_policy(self):
         model, other = regrouped(), make_model(normalize_advantage="group", max_groups=5)
-        other.set_parameters(copy.deepcopy(model.get_parameters()))
+        parameters: Any = copy.deepcopy(model.get_parameters())
+        other.set_parameters(parameters)
         obs = th.cat([th.randn(8, 4), th.eye(4).repeat(2, 1)], dim=1)
         assert other.policy.groups(obs).equal(model.policy.groups(obs))
         assert other.policy.predict_values(obs).equal(model.policy.predict_values(obs))
