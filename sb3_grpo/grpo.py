@@ -353,9 +353,12 @@ class GRPO(PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        total_timesteps, made_callback = super()._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-        )
+        try:
+            total_timesteps, made_callback = super()._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            )
+        except ImportError as error:
+            raise ImportError(f'{error} They come with an extra: pip install "sb3-grpo[extra]"') from error
         if reset_num_timesteps:
             # its time is counted in these steps
             self.regroup_history, self.first_grouping = [], self.policy.cell_to_group.tolist()

@@ -85,6 +85,8 @@ class EagerUpdate:
         self._alone = self.policy.trained_alone()
         with interrupts_delayed():
             self._alone.__enter__()
+        # the optimizer would move a layer that has been frozen since, by the gradient that it had then
+        self.optimizer.zero_grad()
         self.parameters = list(trained_parameters(self.policy).values())
         return self
 

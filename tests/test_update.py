@@ -11,11 +11,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_grpo import GRPO
 from sb3_grpo.grouping import Merge, Split
 from sb3_grpo.heads import HEAD_DIMS, split_heads
-from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate
+from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate, adam_step
 
 TINY: dict[str, Any] = {
     "n_steps": 32,
@@ -267,6 +268,54 @@ def test_frozen_parameters_as_with_ppo() -> None:
         states.append(model.learn(192).policy.state_dict())
     ppo, grpo = states
     assert all(th.equal(value, grpo[name]) for name, value in ppo.items())
+
+
+def test_parameters_frozen_after_a_while_as_with_ppo() -> None:
+    """Their last gradient is still there."""
+    states = []
+    for one_group in (False, True):
+        env = make_vec_env("CartPole-v1", 2, seed=0)
+        model = GRPO("MlpPolicy", env, **TINY, n_groups=1, group_coef=0) if one_group else PPO("MlpPolicy", env, **TINY)
+        model.learn(64)
+        model.policy.mlp_extractor.requires_grad_(False)
+        states.append(model.learn(128).policy.state_dict())
+    ppo, grpo = states
+    assert all(th.equal(value, grpo[name]) for name, value in ppo.items())
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_step_is_torchs(weight_decay: float) -> None:
+    settings: dict[str, Any] = dict(betas=(0.8, 0.95), eps=1e-5, weight_decay=weight_decay)
+    generator = th.Generator().manual_seed(0)
+    parameter = th.nn.Parameter(th.randn(7, generator=generator))
+    optimizer = th.optim.Adam([parameter], lr=0.1, **settings)
+    vectors: tuple[th.Tensor, ...] = (parameter.detach().clone(), th.zeros(7), th.zeros(7), th.zeros(()))
+    for learning_rate in (0.1, 0.05, 0.0, 0.2):
+        parameter.grad = th.randn(7, generator=generator)
+        optimizer.param_groups[0]["lr"] = learning_rate
+        vectors = adam_step(vectors, parameter.grad, th.tensor(learning_rate), settings)
+        optimizer.step()
+        th.testing.assert_close(vectors[0], parameter.detach(), rtol=1e-5, atol=1e-6)
+    state = optimizer.state[parameter]
+    for vector, name in zip(vectors[1:], ("exp_avg", "exp_avg_sq", "step"), strict=True):
+        th.testing.assert_close(vector, state[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_model_that_cannot_be_compiled_does_not_keep_others_from_it() -> None:
+    class Branching(FlattenExtractor):
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            # depends on data, which no compiled function may
+            return super().forward(observations if float(observations.sum()) < 1e9 else -observations)
+
+    with pytest.warns(UserWarning, match="`compile=True` does not work here") as caught:
+        failed = make_model(compile=True, policy_kwargs=dict(features_extractor_class=Branching)).learn(64)
+    assert all(len(str(warning.message)) < 400 for warning in caught)
+    assert failed._compiled_update is not None
+    assert not failed._compiled_update.works
+    works = make_model(compile=True).learn(64)
+    assert works._compiled_update is not None
+    assert works._compiled_update.works
 
 
 def test_rollout_buffer_class_is_checked() -> None:
