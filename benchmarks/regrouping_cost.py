@@ -2,7 +2,7 @@
 What probes and regrouping cost: their share of the training time at the defaults, timed within each training.
 
 ``python benchmarks/regrouping_cost.py``, for the settings of ``speed.py``, and for 4 to 256 tasks with a group each.
-``--settings tasks_64`` measures some of them; ``--smoke FOLDER`` a short run, whose rows go there.
+``--settings tasks_64`` measures some of them; ``--smoke FOLDER`` is a short run, whose rows go there.
 """
 
 import argparse
