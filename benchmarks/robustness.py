@@ -237,6 +237,10 @@ def interrupt_one(name: str, folder: str, seed: int, delay: float) -> list[str]:
     with suppress(KeyboardInterrupt), interrupted_after(delay):
         model.learn(10**9, callbacks)
     faults = [] if environment_state(env) == before else ["odds of the tasks are not the environment's own"]
+    if not th.is_grad_enabled():
+        # the interrupt came while torch left a `no_grad`; later interrupts are to be counted by themselves
+        faults.append("torch computes no gradients any more")
+        th.set_grad_enabled(True)
     eval_envs = [each.eval_env for each in callbacks if isinstance(each, EvalCallback)]
     if any(choice != "random" for each in eval_envs for choice in each.get_attr("task_choice")):
         faults.append("the evaluation environment still plays a chosen task")
