@@ -892,8 +892,13 @@ OWN_LOADING = [
     loading_tasks("policy_kwargs=dict(n_groups=4)", ("policy_kwargs", "n_groups"), policy_kwargs=dict(n_groups=4)),
     loading_tasks("merge_kl=0.2", (), fine=True, merge_kl=0.2),
     own("load: a file of PPO", lambda a, f: a.load(saved(PPO, f), env=gym.make("CartPole-v1")).learn(96), "PPO"),
-    own("set_parameters: a file of PPO", lambda a, f: make(a).set_parameters(saved(PPO, f)), "PPO"),
-    own("load_state_dict: PPO's", lambda a, f: make(a).policy.load_state_dict(make(PPO).policy.state_dict()), "PPO"),
+    own("set_parameters: a file of PPO", lambda a, f: make(a).set_parameters(saved(PPO, f)), "PPO", fine=None),
+    own(
+        "load_state_dict: PPO's",
+        lambda a, f: make(a).policy.load_state_dict(make(PPO).policy.state_dict()),
+        "PPO",
+        fine=None,
+    ),
     own(
         "a file of GRPO loaded as PPO",
         lambda a, f: PPO.load(saved(a, f), env=gym.make("CartPole-v1")).learn(96),

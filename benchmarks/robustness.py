@@ -302,7 +302,11 @@ def faults_of(model: Any) -> list[str]:
     if not all(parameter.isfinite().all() for parameter in parameters):
         faults.append("parameters are not finite")
     for parameter, moments in policy.optimizer.state.items():
-        for moment in (moments["exp_avg"], moments["exp_avg_sq"]):
+        if not {"step", "exp_avg", "exp_avg_sq"} <= moments.keys():
+            # Adam makes them one after the other in its first step
+            faults.append("a moment is missing")
+        for name in ("exp_avg", "exp_avg_sq"):
+            moment = moments.get(name, th.zeros_like(parameter))
             if moment.shape != parameter.shape:
                 faults.append("a moment has another shape than its parameter")
             if not moment.isfinite().all():
@@ -327,7 +331,8 @@ def same_parameters(model: Any, other: Any) -> bool:
         mine.keys() == theirs.keys()
         and all(th.equal(mine[name], theirs[name]) for name in mine)
         and state.keys() == loaded.keys()
-        and all(th.equal(state[key]["exp_avg"], loaded[key]["exp_avg"]) for key in state)
+        and all(state[key].keys() == loaded[key].keys() for key in state)
+        and all(th.equal(state[key]["exp_avg"], loaded[key]["exp_avg"]) for key in state if "exp_avg" in state[key])
     )
 
 
