@@ -274,6 +274,9 @@ def check_arguments(values: Mapping[str, Any]) -> None:
         check_dict_policy(values["observation_space"], values["policy_class"], values["policy_kwargs"] or {})
     if "group_coef" in values:
         make_group_coef_schedule(values["group_coef"])
+    for name, rule in {"learning_rate": FINITE, "clip_range": NOT_NAN, "clip_range_vf": NOT_NAN}.items():
+        if callable(values.get(name)):
+            schedule_value(name, values[name], 1.0, rule)
     merge_kl, split_kl = values.get("merge_kl"), values.get("split_kl")
     if merge_kl is not None and split_kl is not None and not merge_kl < split_kl:
         raise ValueError(f"`merge_kl` must be below `split_kl`, got {merge_kl!r} and {split_kl!r}")

@@ -390,7 +390,8 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         :return: outputs of all action heads, shape ``(B, max_groups, n)``, and for Box actions the logarithms of
             their standard deviations (with gSDE those of its marginal distribution), same shape
         """
-        outputs, shape = self.action_net(latent_pi), (self.max_groups, -1)
+        # a size of its own: of no latent vectors torch could not infer it
+        outputs, shape = self.action_net(latent_pi), (self.max_groups, self._head_size("action_net"))
         if isinstance(self.action_dist, GroupStateDependentNoiseDistribution):
             normal = self.action_dist.proba_distribution(outputs, self.log_std, latent_pi).distribution
             return outputs.unflatten(1, shape), normal.stddev.log().unflatten(1, shape)

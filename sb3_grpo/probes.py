@@ -35,8 +35,9 @@ MAX_DIM = 64
 MAX_MOMENT, MAX_GRADIENT = 2**20, 2**22
 # But not to fewer than this
 MIN_DIM = 8
-# Latent vectors kept for measuring heads, the newest
-N_KEPT = 1024
+# Latent vectors kept for measuring heads, the newest: this many, and where there are many cells this many for each. They are
+# the largest part of what is saved
+N_KEPT, N_KEPT_PER_CELL = 512, 4
 # A rollout whose squares add up to more is not learnt from: its sums would overflow
 MAX_SQUARES = 1e30
 # Numbers in the outputs of heads that are looked at together
@@ -137,7 +138,7 @@ class Probes(nn.Module):
     latent_moment: th.Tensor  # sums of latent x latent, the lower triangle, shape (C, d * (d + 1) / 2)
     projection: th.Tensor | None  # of latent vectors, shape (latent_dim, d - 1); None: there is none
     score_projection: th.Tensor | None  # shape (n_outputs, n); None: there is none
-    latent: th.Tensor  # the newest latent vectors, shape (N_KEPT, latent_dim)
+    latent: th.Tensor  # the newest latent vectors, shape (n_kept, latent_dim)
     cells: th.Tensor  # and their cells; -1: nothing kept yet
 
     def __init__(self, latent_dim: int, n_outputs: int, n_cells: int, family: ActionFamily):
@@ -146,6 +147,7 @@ class Probes(nn.Module):
         self.n_outputs = n_outputs
         dim = min(latent_dim, MAX_DIM, max(MIN_DIM, math.isqrt(MAX_MOMENT // n_cells)))
         n_scores = min(n_outputs, MAX_DIM, max(MIN_DIM, MAX_GRADIENT // (N_FOLDS * n_cells * (dim + 1))))
+        n_kept = max(N_KEPT, N_KEPT_PER_CELL * n_cells)
         buffers = {
             "projection": _projection(latent_dim, dim, seed=0, unit=latent_dim),
             "score_projection": _projection(n_outputs, n_scores, seed=1, unit=n_scores),
@@ -154,8 +156,8 @@ class Probes(nn.Module):
             "steps": th.zeros(n_cells, N_FOLDS),
             "score_moment": th.zeros(n_cells, n_scores * (n_scores + 1) // 2),
             "latent_moment": th.zeros(n_cells, (dim + 1) * (dim + 2) // 2),
-            "latent": th.zeros(N_KEPT, latent_dim),
-            "cells": th.full((N_KEPT,), -1),
+            "latent": th.zeros(n_kept, latent_dim),
+            "cells": th.full((n_kept,), -1),
         }
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -164,9 +166,9 @@ class Probes(nn.Module):
         """
         Name the buffers that have to be saved for training to go on.
 
-        :return: all but the kept latent vectors: the next rollout brings new ones, and the groups are not looked at before
+        :return: their names, here
         """
-        return [name for name, _ in self.named_buffers() if name not in ("latent", "cells")]
+        return [name for name, _ in self.named_buffers()]
 
     @th.no_grad()
     def learn(
@@ -211,9 +213,10 @@ class Probes(nn.Module):
         self.steps += steps.view_as(self.steps)
         self.score_moment += _pack(sum_products_by(score, score, cells, n_cells))
         self.latent_moment += _pack(sum_products_by(points, points, cells, n_cells))
-        stride = -(-len(cells) // N_KEPT)
-        self.latent.copy_(th.cat([self.latent, latent[::stride]])[-N_KEPT:])
-        self.cells.copy_(th.cat([self.cells, cells[::stride]])[-N_KEPT:])
+        n_kept = len(self.cells)
+        stride = -(-len(cells) // n_kept)
+        self.latent.copy_(th.cat([self.latent, latent[::stride]])[-n_kept:])
+        self.cells.copy_(th.cat([self.cells, cells[::stride]])[-n_kept:])
 
     def _scaled(self, advantages: th.Tensor, cells: th.Tensor, by_cell: bool) -> th.Tensor:
         """

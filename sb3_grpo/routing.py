@@ -271,8 +271,8 @@ class OneHotRouter(Router):
         hot = (block > 0).sum(dim=1) == 1
         if not hot.all():
             raise ValueError(
-                f"`columns` {(self.columns.start, self.columns.stop)} must hold exactly one entry above 0, the task, but an "
-                f"observation has {block[~hot][0].tolist()} there"
+                f"`columns` {(self.columns.start, self.columns.stop)} must hold a one-hot block, one entry above 0, but "
+                f"an observation has {block[~hot][0].tolist()} there"
             )
 
     def check(self, obs: PyTorchObs) -> None:

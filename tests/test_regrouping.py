@@ -423,11 +423,11 @@ class TestResume:
         assert resumed.regroup_history == continued.regroup_history
         assert resumed.first_grouping == continued.first_grouping
         assert resumed.num_timesteps == continued.num_timesteps == (rollouts + 6) * ROLLOUT
-        for tensors in (lambda model: model.policy.state_dict(), optimizer_tensors):
+        for tensors in (lambda m: m.policy.state_dict(), lambda m: dict(m.policy.named_buffers()), optimizer_tensors):
             expected, actual = tensors(continued), tensors(resumed)
             assert expected.keys() == actual.keys()
             assert [entry for entry in expected if not actual[entry].equal(expected[entry])] == []
-        names = set(resumed.policy.state_dict())
+        names = {name for name, _ in resumed.policy.named_buffers()}
         assert names >= {"cell_to_group", "group_age", "probes.gradient", "probes.steps", "probes.latent", "probes.scale"}
 
     def test_history_is_loaded_as_events(self, tmp_path):
@@ -762,9 +762,9 @@ class TestGsde:
         class Watching(Scripted):
             def _apply(self, event: Merge | Split) -> None:
                 policy: Any = self.model.policy
-                before = policy._sde.exploration_matrices.clone()
+                before = policy._sde().exploration_matrices.clone()
                 super()._apply(event)
-                noises.append((before, policy._sde.exploration_matrices.clone(), policy.only_group))
+                noises.append((before, policy._sde().exploration_matrices.clone(), policy.only_group))
 
         model = make_model(**GSDE, merge_kl=0.0)
         all_events = {**script_for(model), 5: Merge(1, 3, 0.5, 0.0), 7: Split(1, 0, [0], 1.0)}

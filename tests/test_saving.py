@@ -46,12 +46,7 @@ def everything(model: GRPO) -> dict[str, th.Tensor]:
         for key, value in policy.optimizer.state[parameter].items()
     }
     everything = {**dict(policy.named_parameters()), **buffers, **moments}
-    # the next rollout fills them
-    return {
-        name: value.detach().clone()
-        for name, value in everything.items()
-        if not name.endswith(("probes.latent", "probes.cells"))
-    }
+    return {name: value.detach().clone() for name, value in everything.items()}
 
 
 def assert_same(left: GRPO, right: GRPO) -> None:
