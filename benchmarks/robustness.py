@@ -294,23 +294,10 @@ def faults_of(model: Any) -> list[str]:
     """
     :return: what is wrong with the model's parameters, its optimizer and its groups
     """
-    faults, policy = [], model.policy
-    parameters = list(policy.parameters())
-    optimized = [parameter for group in policy.optimizer.param_groups for parameter in group["params"]]
-    if {id(p) for p in parameters if p.requires_grad} != {id(p) for p in optimized}:
-        faults.append("the optimizer's parameters are not the policy's")
-    if not all(parameter.isfinite().all() for parameter in parameters):
+    policy = model.policy
+    faults = optimizer_faults(policy)
+    if not all(parameter.isfinite().all() for parameter in policy.parameters()):
         faults.append("parameters are not finite")
-    for parameter, moments in policy.optimizer.state.items():
-        if not {"step", "exp_avg", "exp_avg_sq"} <= moments.keys():
-            # Adam makes them one after the other in its first step
-            faults.append("a moment is missing")
-        for name in ("exp_avg", "exp_avg_sq"):
-            moment = moments.get(name, th.zeros_like(parameter))
-            if moment.shape != parameter.shape:
-                faults.append("a moment has another shape than its parameter")
-            if not moment.isfinite().all():
-                faults.append("moments are not finite")
     if isinstance(model, GRPO):
         history = model.regroup_history
         expected = history[-1].cell_to_group if history else model.first_grouping
@@ -318,6 +305,27 @@ def faults_of(model: Any) -> list[str]:
             faults.append("the history of the groups does not end in the groups")
         if [record.group for record in model.groups] != sorted(set(policy.cell_to_group.tolist())):
             faults.append("groups are not those of the cells")
+    return faults
+
+
+def optimizer_faults(policy: Any) -> list[str]:
+    """
+    :return: what is wrong with the optimizer of a policy, an Adam
+    """
+    faults = []
+    optimized = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
+    if {id(parameter) for parameter in policy.parameters() if parameter.requires_grad} != optimized:
+        faults.append("the optimizer's parameters are not the policy's")
+    for parameter, moments in policy.optimizer.state.items():
+        if not {"step", "exp_avg", "exp_avg_sq"} <= moments.keys():
+            # Adam makes them one after the other in its first step
+            faults.append("a moment is missing")
+            continue
+        for moment in (moments["exp_avg"], moments["exp_avg_sq"]):
+            if moment.shape != parameter.shape:
+                faults.append("a moment has another shape than its parameter")
+            if not moment.isfinite().all():
+                faults.append("moments are not finite")
     return list(dict.fromkeys(faults))
 
 

@@ -113,6 +113,9 @@ class TestInterrupts:
         assert faults_of(model) == ["moments are not finite"]
         model.policy.optimizer.state[parameter]["exp_avg"] = moment[:1].nan_to_num()
         assert faults_of(model) == ["a moment has another shape than its parameter"]
+        missing = model.policy.optimizer.state[list(model.policy.parameters())[1]].pop("exp_avg_sq")
+        assert faults_of(model) == ["a moment has another shape than its parameter", "a moment is missing"]
+        model.policy.optimizer.state[list(model.policy.parameters())[1]]["exp_avg_sq"] = missing
         parameter.data[0] = th.nan
         model.first_grouping = [0, 0, 0, 0]
         model.policy.value_net = th.nn.Linear(64, 4)
@@ -122,6 +125,11 @@ class TestInterrupts:
             "a moment has another shape than its parameter",
             "the history of the groups does not end in the groups",
         }
+
+    def test_gradients_that_stay_off_are_noticed(self, monkeypatch):
+        monkeypatch.setattr(PPO, "learn", lambda *args, **kwargs: th.set_grad_enabled(False))
+        found = interrupt("PPO", "after", seed=0, n_interrupts=1)
+        assert found["faults"]["torch computes no gradients any more"] == 1
 
     def test_odds_that_stay_are_noticed(self, monkeypatch):
         # PPO does not end callbacks on an interrupt
