@@ -41,6 +41,8 @@ from sb3_grpo.probes import Probes
 from sb3_grpo.reward_units import RewardUnits
 from sb3_grpo.routing import NonFiniteError, make_router
 
+# Outputs of all heads that are computed at once for scores
+MAX_SCORE_OUTPUTS = 2**22
 # Steps of a group after which what its returns were counts half
 VALUE_HALF_LIFE = 5000
 
@@ -444,6 +446,12 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         :return: gradient of their log-likelihood with respect to the outputs of the group's action head, for Box actions
             in units of the standard deviation, shape ``(B, n)``
         """
+        # all heads are computed: for many actions the whole rollout at once would not be small
+        size = max(1, MAX_SCORE_OUTPUTS // (self.max_groups * self._head_size("action_net")))
+        parts = zip(latent_pi.split(size), groups.split(size), actions.split(size), strict=True)
+        return th.cat([self._score(*part) for part in parts])
+
+    def _score(self, latent_pi: th.Tensor, groups: th.Tensor, actions: th.Tensor) -> th.Tensor:
         family = make_action_family(self.action_space, use_sde=False)
         if self.use_sde and self.squash_output:
             # the distribution of what tanh is applied to
