@@ -292,7 +292,8 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
                 f"`{name}` must be one torch.nn.Linear with `max_groups` ({self.max_groups}) heads side by side, got {net}; "
                 "with `n_groups=1` it may be any module"
             )
-        return net.out_features // self.max_groups
+        # a numpy integer for MultiDiscrete actions
+        return int(net.out_features) // self.max_groups
 
     @contextmanager
     def trained_alone(self) -> Iterator[None]:
