@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
 from torch.nn import functional as F
 
 from sb3_grpo.arguments import (
@@ -36,7 +36,7 @@ from sb3_grpo.losses import GroupBalance, approx_kl, balance_groups, clipped_sur
 from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_grpo.probes import N_FOLDS
 from sb3_grpo.reward_units import RewardRecorder
-from sb3_grpo.routing import NonFiniteError
+from sb3_grpo.routing import NonFiniteError, make_router
 from sb3_grpo.saving import (
     HISTORY,
     check_tensors,
@@ -275,14 +275,15 @@ class GRPO(PPO):
         self._group_coef_schedule = make_group_coef_schedule(self.group_coef)
         router = self.router if isinstance(self.router, str) else "a callable"
         self._refuse_change(n_groups=self.n_groups, max_groups=self.max_groups, router=router)
-        own_policy_kwargs = self.policy_kwargs
-        self.policy_kwargs = {**own_policy_kwargs, **self._make_group_kwargs()}
+        own_policy_kwargs, group_kwargs = self.policy_kwargs, self._make_group_kwargs()
+        router_settings = make_router(self.router, self.observation_space, group_kwargs["router_kwargs"]).settings()
+        self._refuse_change(**router_settings)
+        self.policy_kwargs = {**own_policy_kwargs, **group_kwargs}
         try:
             super()._setup_model()
         finally:
             # what the user gave is what load(policy_kwargs=...) compares with
             self.policy_kwargs = own_policy_kwargs
-        self._refuse_change(**self.policy.router.settings())
         self.n_groups, self.max_groups = self.policy.n_groups, self.policy.max_groups
         # a saved model holds plain lists
         self.regroup_history = [RegroupEvent.from_json(event) for event in self.regroup_history]
@@ -293,7 +294,7 @@ class GRPO(PPO):
             max_groups=self.max_groups,
             router=router,
             scale_values=self.policy.scales_values,
-            **self.policy.router.settings(),
+            **router_settings,
         )
         # another number of heads would have everything compiled again
         self.policy.exact_single_group = not self.compile
@@ -698,6 +699,7 @@ class GRPO(PPO):
         progress_bar: bool = False,
     ) -> SelfGRPO:
         check_learn_arguments({**locals(), "env": self.env})
+        self._adopt_assigned_values()
         with_gradients = th.is_grad_enabled()
         try:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
@@ -706,6 +708,23 @@ class GRPO(PPO):
             th.set_grad_enabled(with_gradients)
             self._end_interrupted_training()
             raise
+
+    def _adopt_assigned_values(self) -> None:
+        """
+        Check what has been assigned to the model since it was built, as the constructor would have.
+
+        :raises ValueError: if a value is out of its range, or cannot be changed any more
+        """
+        check_arguments(vars(self))
+        if self.n_steps != self.rollout_buffer.buffer_size:
+            raise ValueError(
+                f"`n_steps` of a model that is built cannot be assigned, since its rollout buffer holds "
+                f"{self.rollout_buffer.buffer_size} steps, got {self.n_steps}; give it to `load`"
+            )
+        # numbers become schedules, as in PPO._setup_model
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
 
     def _end_interrupted_training(self) -> None:
         """Leave environments and callbacks as they are after a training that ends by itself, also after Ctrl-C."""
@@ -763,11 +782,14 @@ class GRPO(PPO):
         :raises ValueError: if the file is one of another algorithm, or an argument that is to be changed is out of its range
             or decides the meaning of the saved groups
         """
-        if "regroup_history" not in read_attributes(path):
+        saved = read_attributes(path)
+        if "regroup_history" not in saved:
             raise ValueError(
                 f"`path` must be a file of GRPO, got one of another algorithm (perhaps PPO): {path}. To begin with what PPO "
                 "has learnt, build a GRPO model and call its set_parameters(path): every group gets a copy of PPO's head."
             )
+        if unknown := sorted(kwargs.keys() - saved.keys()):
+            raise ValueError(f"`load` can change arguments of {cls.__name__}, got {unknown}, which it does not have")
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def set_parameters(

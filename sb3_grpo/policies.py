@@ -232,7 +232,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         result = super().load_state_dict(state, strict, assign)
         if groups is not None:
             # whatever has been done to the numbers, they name groups
-            self.cell_to_group.copy_(groups.round().clamp(0, self.max_groups - 1))
+            self.cell_to_group.copy_(groups.nan_to_num().round().clamp(0, self.max_groups - 1))
         elif strict and self.max_groups > 1:
             raise RuntimeError('missing key in state_dict: "cell_to_group"')
         self.note_groups()

@@ -12,10 +12,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_grpo.arguments import NOT_NEGATIVE, Rule, check, is_number
 from sb3_grpo.evaluation import env_has
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.losses import effort_shares
 
+UNIFORM_SHARE = Rule("between 0.1 and 1", lambda value: is_number(value) and 0.1 <= value <= 1)
 # The length of a task's episodes is the mean of its last ones
 N_RECENT_EPISODES = 20
 
@@ -133,10 +135,8 @@ class TaskSamplingCallback(BaseCallback):
 
     def __init__(self, group_coef: float = 0.1, uniform_share: float = 0.1, verbose: int = 0):
         super().__init__(verbose)
-        if not 0 <= group_coef < math.inf:
-            raise ValueError(f"`group_coef` must be finite and at least 0, got {group_coef}")
-        if not 0.1 <= uniform_share <= 1:
-            raise ValueError(f"`uniform_share` must be between 0.1 and 1, got {uniform_share}")
+        check("group_coef", NOT_NEGATIVE, group_coef)
+        check("uniform_share", UNIFORM_SHARE, uniform_share)
         self.group_coef, self.uniform_share = group_coef, uniform_share
         self._known = Known.nothing(np.empty(0))
         self._own_by_env: list[np.ndarray] = []  # odds of the environments themselves

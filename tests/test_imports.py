@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "tensorboard": set(),
     "evaluation": {"interrupts"},
     "callbacks": {"evaluation", "grouping", "interrupts", "plots", "saving", "tensorboard"},
-    "task_sampling": {"evaluation", "interrupts", "losses"},
+    "task_sampling": {"arguments", "evaluation", "interrupts", "losses"},
 }
 TOP = {"grpo", "callbacks", "rl_zoo", "zoo"}
 

@@ -227,7 +227,12 @@ class TestLoad:
             (dict(group_score="returns"), "`group_score` must be one of"),
             (dict(group_coef=-1), "`group_coef` must be"),
             (dict(merge_kl=0.5), "`merge_kl` must be below `split_kl`"),
+            (
+                dict(router_kwargs=dict(columns=(4, 7))),
+                "`n_cells` of a saved model cannot be changed: it was built with 4, got 3",
+            ),
             (dict(n_steps=2.5), "`n_steps` must be an integer"),
+            (dict(n_epoch=3), r"can change arguments of GRPO, got \['n_epoch'\]"),
         ],
         ids=str,
     )
@@ -256,6 +261,34 @@ class TestLoad:
         assert loaded.policy.predict_values(obs).equal(model.policy.predict_values(obs))
         loaded.learn(64)
         assert not loaded.policy.value_scale.equal(th.ones(4))
+
+
+class TestAssignedValues:
+    """A model's attributes are checked when training starts, as the constructor's arguments are."""
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("n_epochs", 0, "`n_epochs` must be an integer of at least 1, got 0"),
+            ("batch_size", "16", "`batch_size` must be an integer of at least 1, got '16'"),
+            ("normalize_advantage", "yes", r"`normalize_advantage` must be one of .*, got 'yes'"),
+            ("clip_range", -0.1, "`clip_range` must be"),
+            ("n_steps", 64, "`n_steps` of a model that is built cannot be assigned"),
+        ],
+    )
+    def test_bad_ones_are_refused(self, name, value, message):
+        model = make_model()
+        setattr(model, name, value)
+        with pytest.raises(ValueError, match=message):
+            model.learn(64)
+
+    def test_a_clip_range_acts_as_one_of_the_constructor(self):
+        assigned = make_model()
+        assigned.clip_range = 0.01
+        assigned.learn(64)
+        given = make_model(clip_range=0.01).learn(64)
+        assert_same(assigned, given)
+        assert not everything(given)["action_net.weight"].equal(everything(make_model().learn(64))["action_net.weight"])
 
 
 class TestStateDict:
