@@ -324,7 +324,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "plain": lambda folder: Plain(folder).table(),
     **{setting: of_rows(f"balance_{setting}", balance.results_table) for setting in balance.SETTINGS},
     **{f"lambda {s}": of_rows("balance_ablation", balance.ablation_table, s) for s in ("drawn", "rare")},
-    **{f"rules {s}": of_rows(f"balancing_rules_{s}", balancing_rules.rules_table) for s in ("drawn", "scaled")},
+    **{f"rules {s}": of_rows(f"balancing_rules_{s}", balancing_rules.rules_table) for s in ("drawn", "scaled", "wide")},
     "hidden types": of_rows("regrouping_recovery", regrouping.tasks_table),
     "equal tasks": of_rows("regrouping_null", regrouping.null_table),
     "harm": of_rows("regrouping_harm", regrouping.harm_table),

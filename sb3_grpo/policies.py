@@ -580,9 +580,8 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             actions, values, log_prob, total, latent_pi = (self._compiled_act or self._act)(obs, deterministic)
             healthy = math.isfinite(total.item())
         except (RuntimeError, IndexError) as error:
-            # torch does not sample from NaN, and has no head for a cell that does not exist
-            self.router.check_routed(obs)
-            self._raise_if_nonfinite(obs)
+            # torch does not sample from NaN, and has no column or head for what does not exist
+            self._explain_failure(obs)
             raise error
         if not healthy:
             self._raise_if_nonfinite(obs)
@@ -590,6 +589,38 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             self.kept_latents.append(latent_pi.detach())
         assert self.action_space.shape is not None
         return actions.reshape((-1, *self.action_space.shape)), values, log_prob
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose an action, as in SB3.
+
+        :param observation: one observation, or a batch
+        :param state: handed back; policies of this package have none
+        :param episode_start: not used
+        :param deterministic: whether to take the most likely action instead of drawing one
+        :return: the actions, and ``state``
+        :raises ValueError: if the observation is not one of the observation space
+        """
+        if isinstance(self.observation_space, spaces.Dict):
+            keys = list(self.observation_space)
+            if not isinstance(observation, dict) or not set(keys) <= observation.keys():
+                got = list(observation) if isinstance(observation, dict) else type(observation).__name__
+                raise ValueError(f"`observation` must be a dict with the keys {keys}, got {got}")
+        return super().predict(observation, state, episode_start, deterministic)
+
+    def _explain_failure(self, obs: PyTorchObs) -> None:
+        """
+        :raises ValueError: if observations, or the network, are the reason why the network failed on them
+        """
+        check_discrete(obs, self.observation_space)
+        self.router.check_routed(obs)
+        self._raise_if_nonfinite(obs)
 
     def _raise_if_nonfinite(self, obs: PyTorchObs) -> None:
         groups = self.groups(obs)
@@ -628,9 +659,12 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         if type(self).get_distribution is not GroupActorCriticPolicy.get_distribution:
             return self.get_distribution(observation).get_actions(deterministic=deterministic)
-        self.router.check_routed(observation)
-        params = self._params(observation)
-        actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
+        try:
+            params = self._params(observation)
+            actions = self.action_family.mode(params) if deterministic else self.action_family.sample(params)
+        except (RuntimeError, IndexError) as error:
+            self._explain_failure(observation)
+            raise error
         if not math.isfinite(self.action_family.log_prob(params, actions).sum().item()):
             self._raise_if_nonfinite(observation)
         return actions
@@ -696,6 +730,25 @@ def deal_cells(n_cells: int, n_groups: int, seed: int) -> np.ndarray:
     if n_cells == n_groups:
         return np.arange(n_cells)
     return np.random.default_rng(seed).permutation(n_cells) % n_groups
+
+
+def check_discrete(obs: PyTorchObs, space: spaces.Space) -> None:
+    """
+    :param obs: batch of observations
+    :param space: their space
+    :raises ValueError: if an entry of a Discrete or MultiDiscrete space is outside of it
+    """
+    if isinstance(space, spaces.Dict):
+        assert isinstance(obs, dict)
+        for key, entry in space.items():
+            check_discrete(obs[key], entry)
+        return
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        assert isinstance(obs, th.Tensor)
+        sizes = th.as_tensor(space.n if isinstance(space, spaces.Discrete) else space.nvec, device=obs.device)
+        outside = (obs < 0) | (obs >= sizes)
+        if outside.any():
+            raise ValueError(f"observations must lie in {space}, got {obs[outside][0].item():g}")
 
 
 def describe_nonfinite(obs: PyTorchObs, groups: th.Tensor, finite_output: th.Tensor) -> str:

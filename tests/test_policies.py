@@ -1,5 +1,7 @@
 """Heads side by side are what separate heads would be, and the trunk sees only what it may."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -567,3 +569,32 @@ class TestNonFiniteObservations:
         obs[3, 0] = th.nan
         with pytest.raises(ValueError, match=r"observations must be finite, but 1 of 10 .*environments \[3\]"):
             policy.predict(obs.numpy(), deterministic=True)
+
+
+OUTSIDE: dict[str, tuple[spaces.Space[Any], np.ndarray, str]] = {
+    "discrete": (spaces.Discrete(4), np.array([4]), r"observations must lie in Discrete\(4\), got 4"),
+    "negative": (spaces.Discrete(4), np.array([-1]), r"observations must lie in Discrete\(4\), got -1"),
+    "multi": (spaces.MultiDiscrete([2, 3]), np.array([[1, 3]]), r"observations must lie in MultiDiscrete.*, got 3"),
+}
+
+
+class TestObservationsOutsideOfTheirSpace:
+    @pytest.mark.parametrize("n_groups", [1, 2])
+    @pytest.mark.parametrize("name", OUTSIDE)
+    def test_are_named(self, name, n_groups):
+        space, obs, message = OUTSIDE[name]
+        policy = MlpPolicy(space, spaces.Discrete(2), lambda _: 1e-3, n_groups=n_groups, max_groups=n_groups)
+        for act in (policy.predict, lambda obs: policy(th.as_tensor(obs))):
+            with pytest.raises(ValueError, match=message):
+                act(obs)
+        policy.predict(obs * 0)
+
+    @pytest.mark.parametrize(
+        "obs", [np.zeros(3, np.float32), {"obs": np.zeros(2, np.float32)}], ids=["vector", "without a key"]
+    )
+    def test_a_dict_needs_its_keys(self, obs):
+        space = spaces.Dict({"obs": spaces.Box(-1, 1, (2,)), "task": spaces.Discrete(3)})
+        policy = MultiInputPolicy(space, spaces.Discrete(2), lambda _: 1e-3, n_groups=1)
+        with pytest.raises(ValueError, match=r"`observation` must be a dict with the keys \['obs', 'task'\]"):
+            policy.predict(obs)
+        policy.predict({"obs": np.zeros(2, np.float32), "task": np.array(1)})
