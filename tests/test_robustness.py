@@ -127,9 +127,17 @@ class TestInterrupts:
         }
 
     def test_gradients_that_stay_off_are_noticed(self, monkeypatch):
-        monkeypatch.setattr(PPO, "learn", lambda *args, **kwargs: th.set_grad_enabled(False))
+        learn = PPO.learn
+
+        def switches_off(self: PPO, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
+            if total_timesteps == 10**9:  # the training that is interrupted, not those that try the model afterwards
+                return th.set_grad_enabled(False)
+            return learn(self, total_timesteps, *args, **kwargs)
+
+        monkeypatch.setattr(PPO, "learn", switches_off)
         found = interrupt("PPO", "after", seed=0, n_interrupts=1)
-        assert found["faults"]["torch computes no gradients any more"] == 1
+        assert found["faults"] == {"torch computes no gradients any more": 1}
+        assert th.is_grad_enabled()
 
     def test_odds_that_stay_are_noticed(self, monkeypatch):
         # PPO does not end callbacks on an interrupt
