@@ -860,8 +860,10 @@ def tell_interrupted(callback: BaseCallback) -> None:
     """
     :param callback: whose ``on_training_interrupted()``, if it has one, is to be called, as well as those of its children
     """
-    for child in getattr(callback, "callbacks", []):
-        tell_interrupted(child)
+    # a CallbackList has callbacks, SB3's EventCallback one
+    for child in (*getattr(callback, "callbacks", []), getattr(callback, "callback", None)):
+        if isinstance(child, BaseCallback):
+            tell_interrupted(child)
     if hasattr(callback, "on_training_interrupted"):
         callback.on_training_interrupted()
 

@@ -4,9 +4,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 
+from sb3_grpo import GRPO
 from sb3_grpo.interrupts import interrupts_delayed
 
 
@@ -117,3 +121,51 @@ def test_another_thread_changes_nothing():
     thread.start()
     thread.join()
     assert handlers == [signal.default_int_handler]
+
+
+class Told(BaseCallback):
+    """Notes that the training was interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def on_training_interrupted(self) -> None:
+        self.calls += 1
+
+
+class Interrupting(BaseCallback):
+    """Ctrl-C where gradients are off."""
+
+    def __init__(self, after: int):
+        super().__init__()
+        self.after = after
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.after:
+            th.set_grad_enabled(False)
+            interrupt()
+        return True
+
+
+@pytest.mark.parametrize("options", [dict(), dict(n_groups=1), dict(n_groups=3)], ids=str)
+def test_a_training_that_is_interrupted_can_go_on(options: dict[str, Any]):
+    model = GRPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu", **options)
+    direct, listed, nested = Told(), Told(), Told()
+    callbacks: list[BaseCallback] = [direct, CallbackList([listed]), EveryNTimesteps(8, nested), Interrupting(after=50)]
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(320, callbacks)
+    assert [each.calls for each in (direct, listed, nested)] == [1, 1, 1]
+    assert th.is_grad_enabled()
+    assert model.num_timesteps == 50
+    model.learn(64, reset_num_timesteps=False)
+    assert model.num_timesteps == 114
+
+
+def test_callbacks_are_told_nothing_of_a_training_that_ends_by_itself():
+    model, told = GRPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu"), Told()
+    model.learn(64, told)
+    assert told.calls == 0
