@@ -109,29 +109,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
         self.router = made_router
         entries = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
         self._image_keys = {key for key, space in entries.items() if self.normalize_images and is_image_space(space)}
-        # state_dict() has it as float: users average parameters, and draw random ones
-        cell_to_group = th.as_tensor(deal_cells(made_router.n_cells, n_groups, group_seed))
-        self.register_buffer("cell_to_group", cell_to_group, persistent=False)
-        # rollouts that each group has existed for
-        self.register_buffer("group_age", th.zeros(max_groups), persistent=False)
-        # unit of each value head, and from how many steps it is known
-        self.scales_values = scale_values
-        self.register_buffer("value_scale", th.ones(max_groups), persistent=scale_values)
-        self.register_buffer("value_steps", th.zeros(max_groups), persistent=False)
-        if scale_values:
-            for parameter in self.value_net.parameters():
-                nn.init.zeros_(parameter)
-        self.group_seed = group_seed
-        self.reward_units = RewardUnits(made_router.n_cells)
-        self.probes: Probes | None = None
-        if max_groups > 1:
-            n_outputs = self._head_size("action_net")
-            family = make_action_family(action_space, use_sde=False)
-            self.probes = Probes(self.mlp_extractor.latent_dim_pi, n_outputs, made_router.n_cells, family)
-        else:
-            # nothing depends on the cells: state_dict() is that of SB3's policy
-            for name, buffer in list(made_router.named_buffers()):
-                nn.Module.register_buffer(made_router, name, buffer, persistent=False)
+        self._register_groups(n_groups, group_seed, scale_values)
         self.note_groups()
         self._group_kwargs = dict(
             n_groups=n_groups,
@@ -141,6 +119,32 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             group_seed=group_seed,
             scale_values=scale_values,
         )
+
+    def _register_groups(self, n_groups: int, group_seed: int, scale_values: bool) -> None:
+        """Register what is known of cells and groups; parameters as in the constructor."""
+        # state_dict() has it as float: users average parameters, and draw random ones
+        cell_to_group = th.as_tensor(deal_cells(self.router.n_cells, n_groups, group_seed))
+        self.register_buffer("cell_to_group", cell_to_group, persistent=False)
+        # rollouts that each group has existed for
+        self.register_buffer("group_age", th.zeros(self.max_groups), persistent=False)
+        # unit of each value head, and from how many steps it is known
+        self.scales_values = scale_values
+        self.register_buffer("value_scale", th.ones(self.max_groups), persistent=scale_values)
+        self.register_buffer("value_steps", th.zeros(self.max_groups), persistent=False)
+        if scale_values:
+            for parameter in self.value_net.parameters():
+                nn.init.zeros_(parameter)
+        self.group_seed = group_seed
+        self.reward_units = RewardUnits(self.router.n_cells)
+        self.probes: Probes | None = None
+        if self.max_groups > 1:
+            n_outputs = self._head_size("action_net")
+            family = make_action_family(self.action_space, use_sde=False)
+            self.probes = Probes(self.mlp_extractor.latent_dim_pi, n_outputs, self.router.n_cells, family)
+        else:
+            # nothing depends on the cells: state_dict() is that of SB3's policy
+            for name, buffer in list(self.router.named_buffers()):
+                nn.Module.register_buffer(self.router, name, buffer, persistent=False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._group_kwargs}
