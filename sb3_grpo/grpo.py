@@ -364,7 +364,8 @@ class GRPO(PPO):
             # its time is counted in these steps
             self.regroup_history, self.first_grouping = [], self.policy.cell_to_group.tolist()
         self.policy.check_heads()
-        if self.policy.max_groups == 1:
+        if self.policy.max_groups == 1 and self.router == "random":
+            # nobody reads the observations: they may hold what a features extractor replaces
             return total_timesteps, made_callback
         # the first look at real observations, before any training time is spent
         router, normalize = self.policy.router, self._vec_normalize_env

@@ -2,7 +2,9 @@
 
 import importlib
 import os
+import signal
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch as th
@@ -34,6 +36,14 @@ def cartpole():
 @pytest.fixture
 def task_cartpole():
     return make_vec_env("sb3_grpo/TaskCartPole-v0", n_envs=4, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def _handler_of_interrupts() -> Iterator[None]:
+    """Python's own: a process that is started in the background ignores Ctrl-C, and a test may have left another."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

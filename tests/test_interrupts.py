@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -16,14 +15,6 @@ from sb3_grpo.interrupts import interrupts_delayed
 
 def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
-
-
-@pytest.fixture(autouse=True)
-def handler() -> Iterator[None]:
-    """Python's own, whatever the tests before have left."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_comes_at_the_end():
