@@ -322,7 +322,7 @@ def of_rows(name: str, table: Callable[..., Table], *arguments: Any) -> Callable
 TABLES: dict[str, Callable[[Path], Table]] = {
     "comparison": comparison_table,
     "plain": lambda folder: Plain(folder).table(),
-    **{setting: of_rows(f"balance_{setting}", balance.results_table) for setting in balance.SETTINGS},
+    **{setting: of_rows(f"balance_{setting}", balance.results_table) for setting in balance.RESULT_SETTINGS},
     **{f"lambda {s}": of_rows("balance_ablation", balance.ablation_table, s) for s in ("drawn", "rare")},
     **{f"rules {s}": of_rows(f"balancing_rules_{s}", balancing_rules.rules_table) for s in ("drawn", "scaled", "wide")},
     "hidden types": of_rows("regrouping_recovery", regrouping.tasks_table),
