@@ -676,7 +676,7 @@ LEARN = [
     learning("reset_num_timesteps='no'", ("reset_num_timesteps",), reset_num_timesteps="no"),
     learning("unknown argument", ("eval_freq",), eval_freq=5),
     watched(lambda f: CheckpointCallback(0, str(f)), "CheckpointCallback(save_freq=0)", "save_freq"),
-    watched(lambda f: CheckpointCallback("8", str(f)), "CheckpointCallback(save_freq='8')", "save_freq"),  # type: ignore[arg-type]
+    watched(lambda f: CheckpointCallback("8", str(f)), "CheckpointCallback(save_freq='8')", "save_freq"),  # type: ignore[arg-type]  # what is tried
     watched(lambda f: EvalCallback(OddEnv(box(5)), eval_freq=32), "EvalCallback, another space", "space", "spaces", *OBS),
     watched(lambda f: EvalCallback(OddEnv(), eval_freq=32, n_eval_episodes=0), "EvalCallback, no episodes", "n_eval_episodes"),
 ]
@@ -959,7 +959,7 @@ BAD_SAMPLING: dict[str, list[Any]] = dict(group_coef=[-1, NAN, "x", None], unifo
 BAD_CRITERIA: list[Any] = ["median", None, 1]
 CALLBACKS = [
     own("callback: RegroupCallback with PPO", lambda a, f: make(PPO).learn(96, RegroupCallback()), "RegroupCallback", "GRPO"),
-    with_callback("RegroupCallback(figure_freq='x')", lambda: RegroupCallback(figure_freq="x"), "figure_freq"),  # type: ignore[arg-type]
+    with_callback("RegroupCallback(figure_freq='x')", lambda: RegroupCallback(figure_freq="x"), "figure_freq"),  # type: ignore[arg-type]  # what is tried
     with_callback("RegroupCallback twice", lambda: [RegroupCallback(), RegroupCallback()], "RegroupCallback", fine=None),
     *(
         with_callback(f"TaskSamplingCallback({name}={bad!r})", partial(TaskSamplingCallback, **{name: bad}), name)

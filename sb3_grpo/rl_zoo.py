@@ -288,7 +288,7 @@ def run_script(argv: Sequence[str]) -> None:
 def patch() -> None:
     """Mend in this process what keeps some of RL Zoo's scripts from running."""
     subprocess.call = run_by_this_module(subprocess.call)
-    VecNormalize.save = with_complete_file(VecNormalize.save)  # type: ignore[method-assign]
+    VecNormalize.save = with_complete_file(VecNormalize.save)  # type: ignore[method-assign]  # RL Zoo calls it
     vars(utils)["get_trained_models"] = with_names_of_folders(utils.get_trained_models)
     vars(huggingface_sb3)["load_from_hub"] = with_requests_error(huggingface_sb3.load_from_hub)
     hub = importlib.import_module("huggingface_sb3.push_to_hub")
