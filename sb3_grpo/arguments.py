@@ -1,10 +1,10 @@
-"""What the arguments of ``GRPO`` must be: one rule each, checked before anything is built."""
+"""Arguments: one rule for each argument of ``GRPO``, checked before anything is built."""
 
 import math
 import numbers
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch as th
@@ -15,6 +15,10 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import nn
 
+from sb3_grpo.advantages import ESTIMATORS
+from sb3_grpo.balancing import BALANCERS
+from sb3_grpo.buffers import GroupBufferMixin
+from sb3_grpo.policies import GroupActorCriticPolicy
 from sb3_grpo.routing import ROUTERS
 
 # What SB3's ``preprocess_obs`` knows
@@ -29,45 +33,57 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+class KeyOf:
+    """
+    Rule of an argument that names an entry of a dictionary, to which users may add entries of their own.
+
+    :param registry: the dictionary
+    """
+
+    def __init__(self, registry: Mapping[str, Any]):
+        self.registry = registry
+
+    @property
+    def text(self) -> str:
+        """The rule in words."""
+        return f"one of {list(self.registry)}"
+
+    def holds(self, value: Any) -> bool:
+        """
+        Return whether the dictionary has such an entry.
+
+        :param value: of the argument
+        """
+        return isinstance(value, str) and value in self.registry
+
+
 def is_integer(value: Any) -> bool:
-    """
-    :return: whether it is an integer, of Python or of NumPy; ``True`` and ``False`` are none
-    """
+    """Return whether a value is an integer, of Python or of NumPy; ``True`` and ``False`` are none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """
-    :return: whether it is a real number, of Python or of NumPy; ``True`` and ``False`` are none, NaN is one
-    """
+    """Return whether a value is a real number, of Python or of NumPy; ``True`` and ``False`` are none, NaN is one."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_constant(value: Any) -> bool:
-    """
-    :return: whether it is a number that SB3 makes a schedule of; a ``numpy.float32`` is not
-    """
+    """Return whether a value is a number that SB3 makes a schedule of; a ``numpy.float32`` is not."""
     return isinstance(value, (float, int)) and not isinstance(value, bool)
 
 
 def is_flag(value: Any) -> bool:
-    """
-    :return: whether it is ``True`` or ``False``, also as the numbers 1 and 0
-    """
+    """Return whether a value is ``True`` or ``False``, also as the numbers 1 and 0."""
     return isinstance(value, (bool, np.bool_)) or (is_integer(value) and value in (0, 1))
 
 
 def is_mapping(value: Any) -> bool:
-    """
-    :return: whether it is a dict or the like whose keys are strings
-    """
+    """Return whether a value is a dict or the like whose keys are strings."""
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 def is_net_arch(value: Any) -> bool:
-    """
-    :return: whether SB3's ``MlpExtractor`` can be made of it, with every entry used
-    """
+    """Return whether SB3's ``MlpExtractor`` can be made of it, with every entry used."""
     if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0]  # as it was written for SB3 before 1.8
     if isinstance(value, dict):
@@ -76,16 +92,12 @@ def is_net_arch(value: Any) -> bool:
 
 
 def is_layers(value: Any) -> bool:
-    """
-    :return: whether it is a list of layer sizes
-    """
+    """Return whether a value is a list of layer sizes."""
     return isinstance(value, (list, tuple)) and all(is_integer(size) and size >= 1 for size in value)
 
 
 def makes_layer(value: Any) -> bool:
-    """
-    :return: whether it is a class of layers, or a function without arguments that returns one; ``torch.relu`` is none
-    """
+    """Return whether a value is a class of layers, or a function that returns one; ``torch.relu`` is none."""
     if isinstance(value, type):
         return issubclass(value, nn.Module)
     try:
@@ -95,18 +107,14 @@ def makes_layer(value: Any) -> bool:
 
 
 def is_callback(value: Any) -> bool:
-    """
-    :return: whether ``learn`` can take it as its callback
-    """
+    """Return whether ``learn`` can take it as its callback."""
     if isinstance(value, list):
         return all(map(is_callback, value))
     return isinstance(value, BaseCallback) or (callable(value) and not isinstance(value, type))
 
 
 def is_device(value: Any) -> bool:
-    """
-    :return: whether torch knows the device; SB3 takes the CPU where there is no GPU
-    """
+    """Return whether torch knows the device; SB3 takes the CPU where there is no GPU."""
     try:
         return value == "auto" or th.device(value) is not None
     except (RuntimeError, TypeError):
@@ -114,16 +122,12 @@ def is_device(value: Any) -> bool:
 
 
 def or_none(rule: Rule) -> Rule:
-    """
-    :return: the rule of an argument that may also be ``None``
-    """
+    """Make the rule of an argument that may also be ``None``."""
     return Rule(f"{rule.text}, or None", lambda value: value is None or rule.holds(value))
 
 
 def choice(*choices: Any) -> Rule:
-    """
-    :return: the rule of an argument that is one of ``choices``; 1 is not ``True``
-    """
+    """Make the rule of an argument that is one of ``choices``; 1 is not ``True``."""
     return Rule(
         f"one of {list(choices)}",
         lambda value: any(isinstance(value, type(each)) and value == each for each in choices),
@@ -131,9 +135,7 @@ def choice(*choices: Any) -> Rule:
 
 
 def integer_from(least: int) -> Rule:
-    """
-    :return: the rule of an integer of at least ``least``
-    """
+    """Make the rule of an integer of at least ``least``."""
     return Rule(f"an integer of at least {least}", lambda value: is_integer(value) and value >= least)
 
 
@@ -149,7 +151,7 @@ CLIP_RANGE = Rule(
     lambda value: callable(value) or (is_constant(value) and value > 0),
 )
 
-RULES = {
+RULES: dict[str, Rule | KeyOf] = {
     "policy": Rule(
         "the name of a policy or a subclass of GroupActorCriticPolicy", lambda value: isinstance(value, (str, type, nn.Module))
     ),
@@ -197,13 +199,15 @@ RULES = {
         lambda value: value in ROUTERS if isinstance(value, str) else callable(value),
     ),
     "router_kwargs": or_none(MAPPING),
+    "advantage_estimator": KeyOf(ESTIMATORS),
+    "balancer": KeyOf(BALANCERS),
     "group_score": choice("return", "reward"),
     "group_scale": choice("std", "range"),
     "merge_kl": or_none(NOT_NEGATIVE),
     "split_kl": or_none(NOT_NEGATIVE),
     "regroup_freq": or_none(integer_from(1)),
     "regroup_warmup": or_none(integer_from(0)),
-    "probe_leash": Rule("finite and above 0", lambda value: is_number(value) and 0 < value < math.inf),
+    "probe_kl_coef": Rule("finite and above 0", lambda value: is_number(value) and 0 < value < math.inf),
     "compile": FLAG,
 }
 
@@ -241,6 +245,27 @@ POLICY_RULES = {
 # Of a policy of this package: one that somebody wrote may read it in its own way
 NET_ARCH = or_none(Rule("layer sizes like [64, 64] or dict(pi=[64], vf=[64]), integers of at least 1", is_net_arch))
 
+
+class GroupArguments:
+    """The arguments of ``GRPO`` that PPO does not have; ``GRPO`` documents them."""
+
+    n_groups: int | None
+    max_groups: int | None
+    router: str | Callable[[Any], Any]
+    router_kwargs: dict[str, Any] | None
+    advantage_estimator: str
+    balancer: str
+    group_coef: float | Schedule | str
+    group_score: Literal["return", "reward"]
+    group_scale: Literal["std", "range"]
+    merge_kl: float | None
+    split_kl: float | None
+    regroup_freq: int | None
+    regroup_warmup: int | None
+    probe_kl_coef: float
+    compile: bool
+
+
 # What GRPO hands to its policy, and where it comes from
 GROUP_KWARGS = {
     "n_groups": "`n_groups`",
@@ -249,6 +274,19 @@ GROUP_KWARGS = {
     "router_kwargs": "`router_kwargs`",
     "group_seed": "`seed`",
 }
+
+
+def check_given(values: dict[str, Any]) -> dict[str, Any]:
+    """
+    Check the arguments of the constructor of ``GRPO``.
+
+    :param values: its ``locals()``
+    :return: the arguments by name
+    :raises ValueError: see :func:`check_arguments`
+    """
+    arguments = {name: value for name, value in values.items() if name not in ("self", "__class__")}
+    check_arguments(arguments)
+    return arguments
 
 
 def check_arguments(values: Mapping[str, Any]) -> None:
@@ -284,7 +322,7 @@ def check_arguments(values: Mapping[str, Any]) -> None:
         raise ValueError("`batch_size` must be at least 2 where `normalize_advantage` is not False, got 1")
 
 
-def check(name: str, rule: Rule, value: Any) -> None:
+def check(name: str, rule: Rule | KeyOf, value: Any) -> None:
     """
     :raises ValueError: if the rule does not hold for ``value``
     """
@@ -438,3 +476,47 @@ def schedule_value(name: str, schedule: Schedule, progress: float, rule: Rule) -
     if not rule.holds(value):
         raise ValueError(f"`{name}` must be {rule.text}, got {value!r} from the schedule at remaining progress {progress:g}")
     return value
+
+
+def refuse_change(built: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """
+    Refuse to change what decides the shapes or the meaning of saved parameters.
+
+    :param built: what a saved model was built with; empty for a new model
+    :param given: what it is to be built with; ``None``: as before
+    :raises ValueError: if they differ
+    """
+    for name, value in given.items():
+        saved = built.get(name)
+        if value is not None and saved is not None and value != saved:
+            raise ValueError(f"`{name}` of a saved model cannot be changed: it was built with {saved!r}, got {value!r}")
+
+
+def check_classes(policy_class: type, rollout_buffer_class: type) -> None:
+    """
+    Refuse classes that do not know of groups.
+
+    :param policy_class: class of the policy
+    :param rollout_buffer_class: class of the rollout buffer
+    :raises ValueError: if one of them is not derived from a class of this package
+    """
+    if not issubclass(rollout_buffer_class, GroupBufferMixin):
+        wanted = "`rollout_buffer_class` must be a subclass of GroupRolloutBuffer or GroupDictRolloutBuffer"
+        raise ValueError(f"{wanted}, got {rollout_buffer_class.__name__}")
+    if not issubclass(policy_class, GroupActorCriticPolicy):
+        raise ValueError(f"`policy` must be a subclass of GroupActorCriticPolicy, got {policy_class.__name__}")
+
+
+def check_built(model: Any) -> None:
+    """
+    Check what has been assigned to a model since it was built.
+
+    :param model: a ``GRPO`` model
+    :raises ValueError: if a value is out of its range, or cannot be changed any more
+    """
+    check_arguments(vars(model))
+    if model.n_steps != model.rollout_buffer.buffer_size:
+        raise ValueError(
+            f"`n_steps` of a model that is built cannot be assigned, since its rollout buffer holds "
+            f"{model.rollout_buffer.buffer_size} steps, got {model.n_steps}; give it to `load`"
+        )

@@ -1,4 +1,4 @@
-"""SB3's rollout buffers, extended with the group of every step."""
+"""Rollout buffers: SB3's, with a whole rollout as tensors that know the head and the weight of every step."""
 
 from collections.abc import Generator
 from typing import Any, NamedTuple
@@ -8,11 +8,13 @@ import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_grpo.routing import Router
 
+class Rollout(NamedTuple):
+    """
+    ``B`` steps of a rollout, or of a minibatch: SB3's samples and two entries more.
 
-class GroupRolloutBufferSamples(NamedTuple):
-    """SB3's samples plus two entries per step, each of shape ``(B,)``."""
+    Each entry is a tensor, or a dict of tensors, whose first dimension is ``B``.
+    """
 
     observations: PyTorchObs
     actions: th.Tensor
@@ -20,59 +22,67 @@ class GroupRolloutBufferSamples(NamedTuple):
     old_log_prob: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
-    groups: th.Tensor  # group of the step
-    weights: th.Tensor  # factor on the step's policy-gradient loss, 1 = PPO
+    heads: th.Tensor  # index of the head of the step, shape (B,)
+    weights: th.Tensor  # factor on the step's policy-gradient loss, 1 = PPO, shape (B,)
 
-    def minibatches(self, batch_size: int) -> Generator["GroupRolloutBufferSamples", None, None]:
+    def minibatches(self, batch_size: int) -> Generator["Rollout", None, None]:
         """
-        One pass over the samples in random order; the permutation, hence the minibatches, are SB3's.
+        Draw minibatches without replacement; the permutation, hence the minibatches, are SB3's.
 
-        :param batch_size: samples per minibatch; the last one may have fewer
+        :param batch_size: steps per minibatch; the last one may have fewer
         """
-        permutation = th.as_tensor(np.random.permutation(len(self.groups)), device=self.groups.device)
-        # observations can be large: they are not copied as a whole
+        permutation = th.as_tensor(np.random.permutation(len(self.heads)), device=self.heads.device)
+        # small entries are permuted as a whole, which is faster; observations can be too large to be copied
         chunks = [permutation.split(batch_size), *(field[permutation].split(batch_size) for field in self[1:])]
         for indices, *fields in zip(*chunks, strict=True):
             if isinstance(self.observations, dict):
                 observations: PyTorchObs = {key: value[indices] for key, value in self.observations.items()}
             else:
                 observations = self.observations[indices]
-            yield GroupRolloutBufferSamples(observations, *fields)
+            yield Rollout(observations, *fields)
 
 
 class GroupBufferMixin(RolloutBuffer):
     """
-    Adds groups and weights to the samples, and makes whole-rollout tensors once a rollout (they share the
-    buffer's memory on the CPU), so that a minibatch is one index operation per field.
+    Rollout buffer that makes tensors of the whole rollout once, so that a minibatch is one index operation per entry.
+
+    On the CPU the tensors share the memory of SB3's arrays.
     """
 
-    cells: th.Tensor  # of all steps, shape (B,); from assign_groups
-    _samples: GroupRolloutBufferSamples | None
+    _samples: Rollout | None
 
     def reset(self) -> None:
+        """Forget the rollout."""
         super().reset()
         self._samples = None
 
     def to_torch(self, array: np.ndarray, copy: bool = False) -> th.Tensor:
-        # no copy: reset() makes new arrays instead of overwriting these
+        """
+        Convert to a tensor; without a copy, since :meth:`reset` makes new arrays instead of overwriting these.
+
+        :param array: the array
+        :param copy: whether to copy the data
+        :return: tensor of the same shape
+        """
         return super().to_torch(array, copy)
 
-    def samples(self) -> GroupRolloutBufferSamples:
+    def samples(self) -> Rollout:
         """
-        :return: all ``B = buffer_size * n_envs`` steps, environment by environment as SB3 flattens them;
-            all in group 0 until :meth:`assign_groups` says otherwise
+        Return all steps of the complete rollout, environment by environment as SB3 flattens them.
+
+        :return: ``B = buffer_size * n_envs`` steps, all of them with head 0 and weight 1
         """
         if self._samples is None:
             if not self.full:
                 raise RuntimeError(f"the rollout is not complete: {self.pos} of {self.buffer_size} steps")
             self._flatten()
             samples = super()._get_samples(slice(None))  # type: ignore[arg-type]  # a slice indexes too
-            groups, weights = th.zeros_like(samples.returns, dtype=th.long), th.ones_like(samples.returns)
-            self._samples = GroupRolloutBufferSamples(*samples, groups=groups, weights=weights)
+            heads, weights = th.zeros_like(samples.returns, dtype=th.long), th.ones_like(samples.returns)
+            self._samples = Rollout(*samples, heads=heads, weights=weights)
         return self._samples
 
     def _flatten(self) -> None:
-        """What SB3 does to its arrays when the first minibatch is asked for."""
+        """Flatten the arrays, as SB3 does when the first minibatch is asked for."""
         if isinstance(self.observations, dict):
             for key, value in self.observations.items():
                 self.observations[key] = self.swap_and_flatten(value)
@@ -82,33 +92,21 @@ class GroupBufferMixin(RolloutBuffer):
             setattr(self, name, self.swap_and_flatten(getattr(self, name)))
         self.generator_ready = True
 
-    def assign_groups(self, router: Router | None, cell_to_group: th.Tensor) -> None:
-        """
-        Find out the cell and the group of every step.
-
-        :param router: maps observations to cells; ``None``: all steps are in cell 0
-        :param cell_to_group: group of each cell, shape ``(n_cells,)``
-        :raises ValueError: if an observation does not name a cell
-        """
-        samples = self.samples()
-        self.cells = th.zeros_like(samples.groups)
-        if router is not None:
-            self.cells = router.cells_of(samples.observations)
-        self._samples = samples._replace(groups=cell_to_group[self.cells])
-
     def flat_rewards(self) -> np.ndarray:
         """
-        :return: the rewards in the order of the samples, shape ``(B,)``; where a time limit ended an episode SB3 has added
-            the value of the last observation
+        Return the rewards in the order of :meth:`samples`.
+
+        :return: shape ``(B,)``; where a time limit ended an episode SB3 has added the discounted value of the last observation
         """
         return self.rewards.swapaxes(0, 1).ravel()
 
     def td_errors(self) -> th.Tensor:
         """
-        One-step temporal-difference errors ``r + gamma V(s') - V(s)``, recovered from the advantages (which are their
-        sums, discounted with ``gamma * gae_lambda`` to the end of the episode).
+        Recover the one-step temporal-difference errors ``r + gamma V(s') - V(s)`` from the advantages.
 
-        :return: shape ``(B,)``
+        Advantages are sums of these errors, discounted with ``gamma * gae_lambda`` to the end of the episode.
+
+        :return: shape ``(B,)``, in the order of :meth:`samples`
         """
         shape = (self.n_envs, self.buffer_size)
         errors = self.samples().advantages.reshape(shape).clone()
@@ -117,13 +115,18 @@ class GroupBufferMixin(RolloutBuffer):
         return errors.flatten()
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
+        """
+        Draw minibatches, as SB3's algorithms ask for them.
+
+        :param batch_size: steps per minibatch; ``None``: all steps
+        """
         samples = self.samples()
-        yield from samples.minibatches(batch_size or len(samples.groups))
+        yield from samples.minibatches(batch_size or len(samples.heads))
 
 
 class GroupRolloutBuffer(GroupBufferMixin):
-    """``RolloutBuffer`` whose samples know their group; same parameters."""
+    """``RolloutBuffer`` that makes tensors of the whole rollout; same parameters."""
 
 
 class GroupDictRolloutBuffer(GroupBufferMixin, DictRolloutBuffer):
-    """``DictRolloutBuffer`` whose samples know their group; same parameters."""
+    """``DictRolloutBuffer`` that makes tensors of the whole rollout; same parameters."""

@@ -10,14 +10,16 @@ from zipfile import BadZipFile
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EvalCallback
 from stable_baselines3.common.logger import HumanOutputFormat
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_grpo.evaluation import EpisodeCollector, GroupEvaluation, TaskLabel, check_count, enough_episodes
-from sb3_grpo.grouping import Divergences, Merge, RegroupEvent, Split, plan_regrouping
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.plots import draw_kl, draw_timeline, new_figure, timeline_height
+from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split
+from sb3_grpo.regrouping import as_regroup_event
 from sb3_grpo.saving import complete_file
 from sb3_grpo.tensorboard import tensorboard_outputs
 
@@ -230,31 +232,17 @@ class RegroupCallback(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if self._grpo.regrouping_due:
+        model = self._grpo
+        if model.regrouper is not None and model.regrouper.due(model.regroup_rule, model.n_rollouts):
             self._regroup()
-        # the probes will learn from them
-        self._grpo.policy.kept_latents = [] if self._grpo.regroups else None
 
     def _on_training_end(self) -> None:
-        self._grpo.policy.kept_latents = None
         if self._last_look is not None:
             self._log_figures(self._last_look)
 
-    def on_training_interrupted(self) -> None:
-        """Leave the policy as the end of training does. ``GRPO.learn`` calls it when an exception ends the training."""
-        if hasattr(self, "model"):
-            self._grpo.policy.kept_latents = None
-
     def _regroup(self) -> None:
-        n_events, divergences = len(self._grpo.regroup_history), measure_groups(self._grpo)
-        # an event changes what is alike: measure again until nothing is left to do
-        for _ in range(self._grpo.max_groups):
-            events = self._plan(divergences)
-            if not events:
-                break
-            for event in events:
-                self._apply(event)
-            divergences = measure_groups(self._grpo)
+        model, n_events = self._grpo, len(self._grpo.regroup_history)
+        divergences = model.regrouper.regroup(model.policy, model.regroup_rule, self._record)
         self._log(divergences)
         self._last_look = divergences
         if self._picture_due(changed=len(self._grpo.regroup_history) > n_events):
@@ -270,24 +258,13 @@ class RegroupCallback(BaseCallback):
         apart = max(MIN_LOOKS_BETWEEN_PICTURES, self._looks_since_event / 2)
         return self._looks_since_picture >= min(self.figure_freq, apart)
 
-    def _plan(self, divergences: Divergences) -> list[Merge | Split]:
+    def _record(self, event: Merge | Split) -> None:
         model = self._grpo
-        mature = model.policy.group_age >= model.warmup_rollouts
-        return plan_regrouping(divergences, model.policy.cell_to_group, mature, model.merge_kl, model.split_kl)
-
-    def _apply(self, event: Merge | Split) -> None:
-        model = self._grpo
-        if isinstance(event, Merge):
-            kind, groups = "merge", (event.keep, event.gone)
-        else:
-            kind, groups = "split", (event.group, event.new_group)
-        with interrupts_delayed():
-            model.policy.regroup(event)
-            if model.use_sde:
-                # the noise of this rollout was drawn for the groups before
-                model.policy.reset_noise(model.n_envs)
-            cell_to_group = model.policy.cell_to_group.tolist()
-            model.regroup_history.append(RegroupEvent(self.num_timesteps, kind, groups, event.kl, cell_to_group))
+        if model.use_sde:
+            # the noise of this rollout was drawn for the groups before
+            model.policy.reset_noise(model.n_envs)
+        cell_to_group = model.policy.grouping.cell_to_group.tolist()
+        model.regroup_history.append(as_regroup_event(event, self.num_timesteps, cell_to_group))
         if self.verbose >= 1:
             print(describe_event(model.regroup_history[-1]))
 
@@ -296,7 +273,7 @@ class RegroupCallback(BaseCallback):
             # what can be read without the documentation are the lines printed for events
             self.logger.record(f"groups/{name}", value, exclude="stdout")
 
-        active = self._grpo.policy.active_groups
+        active = self._grpo.policy.grouping.active
         within, errors = divergences.within[active], divergences.within_error[active]
         if within.isfinite().any():
             worst = within.nan_to_num(-math.inf).argmax()
@@ -312,7 +289,7 @@ class RegroupCallback(BaseCallback):
         outputs = tensorboard_outputs(self.logger)
         if self.figure_freq == 0 or not outputs:
             return
-        model, active = self._grpo, self._grpo.policy.active_groups
+        model, active = self._grpo, self._grpo.policy.grouping.active
         try:
             figures = {"kl": new_figure(6, 5), "timeline": new_figure(8, timeline_height(len(model.first_grouping)))}
             draw_kl(figures["kl"].subplots(), divergences.between, active)
@@ -343,19 +320,6 @@ def describe_event(event: RegroupEvent) -> str:
     return f"split of group {stays} {when}: its cells differ by {nats}, group {other} gets {named}"
 
 
-def measure_groups(model: Any) -> Divergences:
-    """
-    :param model: a ``GRPO`` model with more than one head
-    :return: how its groups and cells differ, by what its probes have learnt
-    """
-    policy, probes = model.policy, model.policy.probes
-    with th.no_grad():
-        mature = policy.group_age >= model.warmup_rollouts
-        return probes.measure(
-            policy.cell_to_group, model.probe_leash, policy.head_outputs, mature, model.merge_kl, model.split_kl
-        )
-
-
 def plot_regrouping(model: Any, path: str | Path | None = None) -> "Figure":
     """
     Draw both pictures of the groups for a model that has been trained.
@@ -368,12 +332,13 @@ def plot_regrouping(model: Any, path: str | Path | None = None) -> "Figure":
     """
     if not hasattr(model, "regroup_history"):
         raise ValueError(f"`model` must be a GRPO model, got {type(model).__name__}")
-    if model.policy.probes is None:
+    if model.regrouper is None:
         raise ValueError("`model` must have more than one head (`max_groups`), got 1: its groups cannot change")
     figure = new_figure(12, max(4, timeline_height(len(model.first_grouping))))
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     draw_timeline(left, model.first_grouping, model.regroup_history, model.num_timesteps)
-    draw_kl(right, measure_groups(model).between, model.policy.active_groups)
+    divergences = model.regrouper.measure(model.policy, model.regroup_rule)
+    draw_kl(right, divergences.between, model.policy.grouping.active)
     if path is not None:
         figure.savefig(path)
     return figure
@@ -388,3 +353,32 @@ def contains_callback(callback: Any, kind: type[BaseCallback]) -> bool:
     """
     children = callback if isinstance(callback, list) else callback.callbacks if isinstance(callback, CallbackList) else []
     return isinstance(callback, kind) or any(contains_callback(child, kind) for child in children)
+
+
+def with_callbacks(callback: MaybeCallback, added: list[BaseCallback]) -> MaybeCallback:
+    """
+    Add callbacks to those of the user, except where there is one of the same class already.
+
+    :param callback: whatever ``learn`` takes
+    :param added: the callbacks to add
+    :return: what ``learn`` takes
+    """
+    added = [each for each in added if not contains_callback(callback, type(each))]
+    if not added:
+        return callback
+    given = callback if isinstance(callback, list) else [] if callback is None else [callback]
+    return [*(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given), *added]
+
+
+def tell_interrupted(callback: BaseCallback) -> None:
+    """
+    Call ``on_training_interrupted()`` of a callback and of its children, where they have such a method.
+
+    :param callback: the callback
+    """
+    # a CallbackList has callbacks, SB3's EventCallback one
+    for child in (*getattr(callback, "callbacks", []), getattr(callback, "callback", None)):
+        if isinstance(child, BaseCallback):
+            tell_interrupted(child)
+    if hasattr(callback, "on_training_interrupted"):
+        callback.on_training_interrupted()

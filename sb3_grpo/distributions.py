@@ -1,67 +1,66 @@
 """
 Action distributions as functions of the heads' outputs, for all action spaces that PPO knows.
 
-The formulas and their order are those of ``torch.distributions`` under SB3, so that results agree to the
-last bit; what is left out are the objects and their validation, which cost more than the arithmetic.
+The formulas and the order of their operations are those of ``torch.distributions`` under SB3, so that results agree to
+the last bit. There are no distribution objects and no validation, since these cost more time than the arithmetic.
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
-from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
 
-def head_rows(groups: th.Tensor, n_heads: int) -> th.Tensor | None:
-    """
-    :param groups: group of each step, shape ``(B,)``
-    :param n_heads: number of heads
-    :return: rows for :func:`choose_head`, shape ``(B,)``; ``None`` when there is nothing to choose
-    """
-    if n_heads == 1:
-        return None
-    return groups + th.arange(0, len(groups) * n_heads, n_heads, device=groups.device)
+class HeadChoice(NamedTuple):
+    """Which of several heads decides at each of ``B`` steps."""
+
+    heads: th.Tensor  # index of the head, shape (B,)
+    rows: th.Tensor  # its row among the outputs of all heads at all steps, shape (B,)
+    n_heads: int
+
+    @classmethod
+    def of(cls, heads: th.Tensor, n_heads: int) -> "HeadChoice":
+        """
+        Choose a head for each step.
+
+        :param heads: index of the head, shape ``(B,)``
+        :param n_heads: number of heads
+        """
+        rows = heads + th.arange(0, len(heads) * n_heads, n_heads, device=heads.device)
+        return cls(heads, rows, n_heads)
+
+    def outputs(self, outputs: th.Tensor) -> th.Tensor:
+        """
+        Pick the outputs of the chosen heads.
+
+        :param outputs: heads side by side in the last dimension, shape ``(B, n_heads * n)``
+        :return: shape ``(B, n)``
+        """
+        return outputs.view(len(outputs) * self.n_heads, -1).index_select(0, self.rows)
+
+    def parameters(self, parameter: th.Tensor) -> th.Tensor:
+        """
+        Pick the parameters of the chosen heads.
+
+        :param parameter: heads side by side, shape ``(n_heads * n,)``
+        :return: shape ``(B, n)``
+        """
+        return parameter.view(self.n_heads, -1).index_select(0, self.heads)
 
 
-def choose_head(outputs: th.Tensor, rows: th.Tensor | None, n_heads: int) -> th.Tensor:
-    """
-    From the outputs of all heads keep those of each step's own group.
-
-    :param outputs: heads side by side in the last dimension, shape ``(B, n_heads * n)``
-    :param rows: from :func:`head_rows`
-    :param n_heads: number of heads
-    :return: shape ``(B, n)``
-    """
-    if rows is None:
-        return outputs
-    return outputs.view(len(outputs) * n_heads, -1).index_select(0, rows)
-
-
-def repeat_linear(layer: nn.Linear, n_heads: int) -> nn.Linear:
-    """
-    :param layer: one head
-    :param n_heads: number of heads
-    :return: a layer with ``n_heads`` copies of the head side by side
-    """
-    repeated = nn.utils.skip_init(nn.Linear, layer.in_features, n_heads * layer.out_features, device=layer.weight.device)
-    copies = {name: value.repeat(n_heads, *[1] * (value.ndim - 1)) for name, value in layer.state_dict().items()}
-    repeated.load_state_dict(copies)
-    return repeated
-
-
-class ActionFamily(ABC):
-    """
-    A family of action distributions; its ``params`` hold one distribution per step.
-    """
+class ActionDistribution(ABC):
+    """Kind of action distribution; its ``params`` hold one distribution per step."""
 
     @abstractmethod
     def params(self, outputs: th.Tensor, log_std: th.Tensor | None) -> Any:
         """
+        Make the parameters of the distributions.
+
         :param outputs: of each step's own action head, shape ``(B, n)``
         :param log_std: of each step's own head, shape ``(n,)`` or ``(B, n)``; only for Box actions
         :return: what the other methods take
@@ -70,6 +69,8 @@ class ActionFamily(ABC):
     @abstractmethod
     def sample(self, params: Any) -> th.Tensor:
         """
+        Draw an action from each distribution.
+
         :param params: distribution of each step
         :return: actions
         """
@@ -77,6 +78,8 @@ class ActionFamily(ABC):
     @abstractmethod
     def mode(self, params: Any) -> th.Tensor:
         """
+        Return the most likely action of each distribution.
+
         :param params: distribution of each step
         :return: the most likely actions
         """
@@ -84,6 +87,8 @@ class ActionFamily(ABC):
     @abstractmethod
     def log_prob(self, params: Any, actions: th.Tensor) -> th.Tensor:
         """
+        Compute the log-likelihood of actions.
+
         :param params: distribution of each step
         :param actions: one of each step
         :return: log-likelihoods, shape ``(B,)``
@@ -92,6 +97,8 @@ class ActionFamily(ABC):
     @abstractmethod
     def entropy(self, params: Any) -> th.Tensor | None:
         """
+        Compute the entropy of each distribution.
+
         :param params: distribution of each step
         :return: entropies in nats, shape ``(B,)``; ``None`` if no analytical form is known
         """
@@ -99,13 +106,15 @@ class ActionFamily(ABC):
     @abstractmethod
     def kl(self, params: Any, other: Any) -> th.Tensor:
         """
+        Compute ``KL(p || q)`` in closed form.
+
         :param params: distributions ``p``, of any number of dimensions before the last
         :param other: distributions ``q``, of shapes that broadcast against those of ``params``
-        :return: ``KL(p || q)`` in nats, in closed form, without the last dimension
+        :return: nats, without the last dimension
         """
 
 
-class CategoricalFamily(ActionFamily):
+class CategoricalActions(ActionDistribution):
     """Discrete actions; ``params`` are log-probabilities, shape ``(B, n)``."""
 
     def params(self, outputs: th.Tensor, log_std: th.Tensor | None = None) -> th.Tensor:
@@ -128,7 +137,7 @@ class CategoricalFamily(ActionFamily):
         return (params.exp() * (params - other)).sum(dim=-1)
 
 
-class MultiCategoricalFamily(ActionFamily):
+class MultiCategoricalActions(ActionDistribution):
     """
     MultiDiscrete actions: independent categorical variables; ``params`` are a list of log-probabilities.
 
@@ -137,7 +146,7 @@ class MultiCategoricalFamily(ActionFamily):
 
     def __init__(self, sizes: list[int]):
         self.sizes = sizes
-        self._one = CategoricalFamily()
+        self._one = CategoricalActions()
 
     def params(self, outputs: th.Tensor, log_std: th.Tensor | None = None) -> list[th.Tensor]:
         return [self._one.params(part) for part in outputs.split(self.sizes, dim=-1)]
@@ -159,7 +168,7 @@ class MultiCategoricalFamily(ActionFamily):
         return th.stack([self._one.kl(p, q) for p, q in zip(params, other, strict=True)]).sum(dim=0)
 
 
-class BernoulliFamily(ActionFamily):
+class BernoulliActions(ActionDistribution):
     """MultiBinary actions; ``params`` are logits, shape ``(B, n)``."""
 
     def params(self, outputs: th.Tensor, log_std: th.Tensor | None = None) -> th.Tensor:
@@ -182,7 +191,7 @@ class BernoulliFamily(ActionFamily):
         return (params.sigmoid() * (params - other) - F.softplus(params) + F.softplus(other)).sum(dim=-1)
 
 
-class GaussianFamily(ActionFamily):
+class GaussianActions(ActionDistribution):
     """Box actions with independent dimensions; ``params`` are means and standard deviations, each ``(B, n)``."""
 
     def params(self, outputs: th.Tensor, log_std: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
@@ -215,10 +224,11 @@ def _normal(distribution: Distribution) -> tuple[th.Tensor, th.Tensor]:
     return distribution.distribution.mean, distribution.distribution.stddev
 
 
-class DistributionFamily(ActionFamily):
+class SB3Actions(ActionDistribution):
     """
-    What has state of its own (gSDE's noise matrices), or is the user's own, stays an SB3 distribution: ``params`` are
-    that object.
+    Actions whose distribution is an object of SB3's: gSDE, which keeps noise matrices, and classes of the user.
+
+    ``params`` are that object.
     """
 
     def params(self, outputs: Any, log_std: th.Tensor | None = None) -> Distribution:
@@ -238,32 +248,34 @@ class DistributionFamily(ActionFamily):
 
     def kl(self, params: Distribution, other: Distribution) -> th.Tensor:
         (mean, std), (other_mean, other_std) = (_normal(distribution) for distribution in (params, other))
-        return GaussianFamily().kl((mean, std), (other_mean, other_std))
+        return GaussianActions().kl((mean, std), (other_mean, other_std))
 
 
-def make_action_family(action_space: spaces.Space, use_sde: bool) -> ActionFamily:
+def make_action_distribution(action_space: spaces.Space, use_sde: bool) -> ActionDistribution:
     """
+    Choose the kind of action distribution for an action space.
+
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
     :param use_sde: gSDE instead of independent Gaussian noise
     """
     if use_sde:
-        return DistributionFamily()
+        return SB3Actions()
     if isinstance(action_space, spaces.MultiDiscrete):
-        return MultiCategoricalFamily(action_space.nvec.tolist())
+        return MultiCategoricalActions(action_space.nvec.tolist())
     if isinstance(action_space, spaces.MultiBinary):
-        return BernoulliFamily()
-    return CategoricalFamily() if isinstance(action_space, spaces.Discrete) else GaussianFamily()
+        return BernoulliActions()
+    return CategoricalActions() if isinstance(action_space, spaces.Discrete) else GaussianActions()
 
 
 class GroupStateDependentNoiseDistribution(StateDependentNoiseDistribution):
     """
-    gSDE (https://arxiv.org/abs/2005.05719) in which every group has its own noise matrix.
+    gSDE (https://arxiv.org/abs/2005.05719) with one noise matrix per head.
 
     The heads stand side by side: what has ``n`` columns in SB3 has ``n_heads * n`` here. After
-    ``proba_distribution`` the distribution is that of all heads; :meth:`choose` narrows it to the head of
+    ``proba_distribution`` the distribution is that of all heads; :meth:`choose` restricts it to the head of
     each step.
 
-    :param n_heads: number of groups
+    :param n_heads: number of heads
     :param action_dim: dimension of the action space
     :param latent_sde_dim: dimension of the features that drive the noise
     :param kwargs: as in SB3
@@ -273,21 +285,51 @@ class GroupStateDependentNoiseDistribution(StateDependentNoiseDistribution):
         super().__init__(n_heads * action_dim, **kwargs)
         self.n_heads = n_heads
         self.latent_sde_dim = latent_sde_dim
-        self._rows: th.Tensor | None = None
+        self._choice: HeadChoice | None = None
+
+    @classmethod
+    def like(
+        cls, distribution: StateDependentNoiseDistribution, n_heads: int, **kwargs: Any
+    ) -> "GroupStateDependentNoiseDistribution":
+        """
+        Make a distribution with another number of heads.
+
+        :param distribution: SB3's for one head, or one of this class
+        :param n_heads: number of heads
+        :param kwargs: as in SB3
+        """
+        own = distribution.n_heads if isinstance(distribution, cls) else 1
+        assert distribution.latent_sde_dim is not None
+        return cls(n_heads, distribution.action_dim // own, distribution.latent_sde_dim, **kwargs)
 
     def get_std(self, log_std: th.Tensor) -> th.Tensor:
+        """
+        Compute the standard deviations of the noise matrices.
+
+        :param log_std: shape ``(latent_sde_dim, n_heads * n)``
+        :return: shape ``(latent_sde_dim, n_heads * action_dim)``
+        """
         # without full_std a head has one column for all its actions
         columns = self.action_dim // log_std.shape[1]
         return super().get_std(log_std.repeat_interleave(columns, dim=1))
 
-    def choose(self, rows: th.Tensor | None) -> "GroupStateDependentNoiseDistribution":
+    def choose(self, choice: HeadChoice) -> "GroupStateDependentNoiseDistribution":
         """
-        :param rows: from :func:`head_rows`
+        Restrict the distribution to one head for each step.
+
+        :param choice: the heads
         """
-        self._rows = rows
-        mean, std = (choose_head(x, rows, self.n_heads) for x in (self.distribution.mean, self.distribution.stddev))
+        self._choice = choice
+        mean, std = (choice.outputs(x) for x in (self.distribution.mean, self.distribution.stddev))
         self.distribution = Normal(mean, std)
         return self
 
     def get_noise(self, latent_sde: th.Tensor) -> th.Tensor:
-        return choose_head(super().get_noise(latent_sde), self._rows, self.n_heads)
+        """
+        Compute the exploration noise of each step.
+
+        :param latent_sde: features that drive the noise, shape ``(B, latent_sde_dim)``
+        :return: shape ``(B, action_dim)``, of the chosen heads
+        """
+        noise = super().get_noise(latent_sde)
+        return noise if self._choice is None else self._choice.outputs(noise)

@@ -1,256 +1,222 @@
-"""
-Which groups to merge and which to split: pure functions of Kullback-Leibler divergences; no network is touched.
+"""Grouping: which cell an observation belongs to, which group the cell, and which head the group."""
 
-Notation: ``C`` cells, ``K`` heads, of which some belong to active groups; a group is a set of cells.
-"""
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
+import numpy as np
 import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 
-# A contradiction must be this many standard errors away from none
-MIN_STANDARD_ERRORS = 3.0
-# Each half of the data must put cells with this share of the steps into the same halves of the group
-MIN_AGREEMENT = 0.95
-
-
-# What the overhead of one more matrix product is worth, in multiplications
-OVERHEAD = 2**20
+from sb3_grpo.regroup_plan import Merge, Split, apply_plan
+from sb3_grpo.routing import Router
 
 
-class Divergences(NamedTuple):
-    """How policies differ on the measured steps, in nats, on the CPU; NaN where nothing was measured."""
+class Grouping(nn.Module):
+    """
+    Map from observations to groups and heads.
 
-    between: th.Tensor  # of groups, the larger direction, symmetric, shape (K, K)
-    within: th.Tensor  # of each group's cells from what suits all of them, shape (K,)
-    within_error: th.Tensor  # its standard error, shape (K,)
-    cells: th.Tensor  # KL(c || d) on the steps of cell c, within groups to be divided, shape (C, C); diagonal NaN or 0
-    cells_by_half: th.Tensor  # the same from each half of the data, shape (2, C, C)
-    cell_steps: th.Tensor  # shape (C,)
+    ``router`` says the cell of an observation, ``cell_to_group`` the group of the cell, and ``heads`` which head the group
+    has.
 
+    A group keeps its number for life; a group that begins gets the lowest number that is free. Heads are numbered by
+    their place in the parameters: head ``i`` is that of group ``heads[i]``. There is one head for each group in use.
 
-class Merge(NamedTuple):
-    """Two groups become one."""
+    Buffers are not in ``state_dict()``: the policy adds :meth:`state` where there are several heads.
 
-    keep: int
-    gone: int
-    share: float  # of `keep` in the steps of both
-    kl: float  # between them
+    :param router: maps observations to cells
+    :param n_groups: number of groups to start with, 1 to the number of cells
+    :param max_groups: largest number of groups
+    :param seed: seed for dealing cells to groups, and for fitting the router
+    :param all_heads: have ``max_groups`` heads from the start, so that the shapes of the parameters never change
+    """
 
+    cell_to_group: th.Tensor  # shape (C,)
+    cell_to_head: th.Tensor  # shape (C,)
+    age: th.Tensor  # rollouts that each group has existed for, shape (max_groups,)
 
-class Split(NamedTuple):
-    """Some cells of a group get a head of their own."""
+    def __init__(self, router: Router, n_groups: int, max_groups: int, seed: int = 0, all_heads: bool = False):
+        super().__init__()
+        self.router = router
+        self.max_groups = max_groups
+        self.seed = seed
+        self.all_heads = all_heads
+        for name, buffer in list(router.named_buffers()):
+            nn.Module.register_buffer(router, name, buffer, persistent=False)
+        self.register_buffer("cell_to_group", th.as_tensor(deal_cells(router.n_cells, n_groups, seed)), persistent=False)
+        self.register_buffer("cell_to_head", th.zeros(router.n_cells, dtype=th.long), persistent=False)
+        self.register_buffer("age", th.zeros(max_groups), persistent=False)
+        self.heads: list[int] = []
+        self._number_heads(self.wanted_heads())
 
-    group: int
-    new_group: int
-    cells: list[int]  # that move to the new group
-    kl: float  # within the group
+    @property
+    def active(self) -> list[int]:
+        """The groups that have cells, ascending."""
+        return sorted(set(self.cell_to_group.tolist()))
 
-
-class RegroupEvent(NamedTuple):
-    """A merge or split that has happened, as ``model.regroup_history`` keeps it."""
-
-    timestep: int
-    kind: str  # "merge" or "split"
-    groups: tuple[int, int]  # merge: the one that stays, the one that ends; split: the old one, the new one
-    kl: float  # nats
-    cell_to_group: list[int]  # afterwards
-
-    @classmethod
-    def from_json(cls, event: Sequence[Any]) -> "RegroupEvent":
+    def wanted_heads(self) -> list[int]:
         """
-        :param event: the fields in order, as a saved model has them
+        List the groups that are to have a head.
+
+        :return: the groups in use, or with ``all_heads`` all that there can be
         """
-        timestep, kind, (first, second), kl, cells = event
-        return cls(int(timestep), str(kind), (int(first), int(second)), float(kl), [int(group) for group in cells])
+        return list(range(self.max_groups)) if self.all_heads else self.active
 
+    def _number_heads(self, heads: Sequence[int]) -> None:
+        self.heads = list(heads)
+        place = th.zeros(self.max_groups, dtype=th.long)
+        place[self.heads] = th.arange(len(self.heads))
+        self.cell_to_head.copy_(place.to(self.cell_to_group.device)[self.cell_to_group])
 
-def sum_products_by(left: th.Tensor, right: th.Tensor, member: th.Tensor, n: int) -> th.Tensor:
-    """
-    Add up the outer products of the steps of each group or cell.
+    def cells(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Route observations to cells.
 
-    The same numbers on every device and in every run, which ``index_add_`` does not promise on GPUs: steps of the same
-    member are put side by side, and each chunk of them is one matrix product. Costs grow with ``B``, not with ``B * n``.
+        :param obs: batch of ``B`` observations
+        :return: cell of each, shape ``(B,)``; all in cell 0 where there can be one group only
+        """
+        if self.max_groups > 1:
+            return self.router(obs)
+        first = next(iter(obs.values())) if isinstance(obs, dict) else obs
+        return th.zeros(len(first), dtype=th.long, device=first.device)
 
-    :param left: shape ``(B, l)``
-    :param right: shape ``(B, r)``
-    :param member: group or cell of each step, shape ``(B,)``
-    :param n: number of groups or cells
-    :return: shape ``(n, l, r)``
-    """
-    sums = left.new_zeros(n, left.shape[1], right.shape[1])
-    # in a longer chunk there are more members, and each of them meets the steps of all others
-    length = math.isqrt(OVERHEAD * len(member) // max(1, min(n, len(member)) * sums[0].numel()))
-    for chunk in member.argsort(stable=True).split(max(32, length)):
-        names, rank = member[chunk].unique_consecutive(return_inverse=True)
-        belongs = rank == th.arange(len(names), device=rank.device).unsqueeze(1)
-        own_left = (belongs.unsqueeze(1) * left[chunk].T).flatten(0, 1)
-        sums[names] += (own_left @ right[chunk]).view(len(names), *sums.shape[1:])
-    return sums
+    def groups_at(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Find the group of observations.
 
+        :param obs: batch of ``B`` observations
+        :return: group of each, shape ``(B,)``
+        """
+        return self.cell_to_group[self.cells(obs)]
 
-def sum_by(values: th.Tensor, member: th.Tensor, n: int) -> th.Tensor:
-    """
-    Add up the values of the steps of each group or cell.
+    def heads_at(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Find the head of observations.
 
-    :param values: shape ``(B, ...)``
-    :param member: group or cell of each step, shape ``(B,)``
-    :param n: number of groups or cells
-    :return: shape ``(n, ...)``
-    """
-    ones = values.new_ones(len(values), 1)
-    return sum_products_by(ones, values.reshape(len(values), -1), member, n).view(n, *values.shape[1:])
+        :param obs: batch of ``B`` observations
+        :return: index of the head of each, shape ``(B,)``
+        """
+        return self.cell_to_head[self.cells(obs)]
 
+    def cells_of_rollout(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Route the observations of a rollout, which are checked first.
 
-def is_contradiction(within: th.Tensor, within_error: th.Tensor, split_kl: float | None) -> th.Tensor:
-    """
-    Say which groups contradict themselves: above the threshold, and certainly above 0.
+        :param obs: batch of ``B`` observations
+        :return: cell of each, shape ``(B,)``
+        :raises ValueError: if an observation does not name a cell
+        """
+        return self.cells(obs) if self.max_groups == 1 else self.router.cells_of(obs)
 
-    :param within: contradiction of each group, nats, shape ``(K,)``
-    :param within_error: its standard error
-    :param split_kl: nats; ``None``: no group does
-    :return: shape ``(K,)``, boolean; what is NaN is no contradiction
-    """
-    if split_kl is None:
-        return th.zeros_like(within, dtype=th.bool)
-    return (within > split_kl) & (within > MIN_STANDARD_ERRORS * within_error)
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the map from observations to cells is final."""
+        return self.max_groups == 1 or self.router.is_fitted
 
+    def apply(self, event: Merge | Split) -> list[int]:  # type: ignore[override]  # torch's applies a function to modules
+        """
+        Relabel the cells of groups that are merged or split.
 
-def plan_regrouping(
-    divergences: Divergences,
-    cell_to_group: th.Tensor,
-    mature: th.Tensor,
-    merge_kl: float | None,
-    split_kl: float | None,
-) -> list[Merge | Split]:
-    """
-    Split what contradicts itself, merge what is alike: ``KL(within i) > split_kl``, ``KL(i || j) < merge_kl``
-    in both directions. No group takes part in more than one event: measure again after these. Of groups and cells without
-    steps nothing is known: they stay as they are.
-
-    :param divergences: from the last measurement
-    :param cell_to_group: group of each cell, shape ``(C,)``
-    :param mature: groups that are old enough to be merged, shape ``(K,)``: young ones are alike because they have not
-        had the time to differ
-    :param merge_kl: nats; ``None``: no merging
-    :param split_kl: nats; ``None``: no splitting
-    :return: the events, splits first
-    """
-    cell_to_group, mature = cell_to_group.to(divergences.cell_steps.device), mature.to(divergences.cell_steps.device)
-    steps = sum_by(divergences.cell_steps, cell_to_group, len(mature))
-    active = cell_to_group.bincount(minlength=len(mature)) > 0
-    free = (~active).nonzero().flatten().tolist()
-    changed: set[int] = set()
-    events: list[Merge | Split] = []
-    contradicting = active & is_contradiction(divergences.within, divergences.within_error, split_kl)
-    strongest = divergences.within.where(contradicting, -th.inf).argsort(descending=True, stable=True)
-    for group in strongest[: int(contradicting.sum())].tolist():
-        if free and (moving := _cells_to_move(divergences, cell_to_group == group)):
-            events.append(Split(group, free.pop(0), moving, divergences.within[group].item()))
-            changed.add(group)
-    if merge_kl is not None:
-        old_enough = active & mature & (steps > 0)
-        # NaN compares as false
-        alike = (divergences.between < merge_kl) & old_enough & old_enough.unsqueeze(1)
-        pairs = alike.triu(diagonal=1).nonzero()
-        kls = divergences.between[pairs[:, 0], pairs[:, 1]]
-        for kl, (keep, gone) in sorted(zip(kls.tolist(), pairs.tolist(), strict=True)):
-            if not {keep, gone} & changed:
-                events.append(Merge(keep, gone, (steps[keep] / (steps[keep] + steps[gone])).item(), kl))
-                changed |= {keep, gone}
-    return events
-
-
-def _cells_to_move(divergences: Divergences, members: th.Tensor) -> list[int]:
-    """
-    :param members: whether each cell belongs to the group that contradicts itself, shape ``(C,)``
-    :return: the cells that are to leave it; none as long as it is not certain how to divide the cells
-    """
-    steps, known = divergences.cell_steps, ~divergences.cells.diagonal().isnan()
-    cells = (members & known & (steps > 0)).nonzero().flatten().tolist()
-    if len(cells) < 2:
-        return []
-    moving = bipartition(cells, divergences.cells, steps)
-    stable = all(agreement(cells, moving, kl, steps) >= MIN_AGREEMENT for kl in divergences.cells_by_half)
-    return moving if stable else []
-
-
-def bipartition(cells: list[int], kl: th.Tensor, steps: th.Tensor) -> list[int]:
-    """
-    Divide cells in two by what they want: those two cells are the centres (medoids) for which the mean over
-    steps of ``KL(cell || nearer centre)`` is smallest.
-
-    :param cells: at least two cells, all of them with steps
-    :param kl: ``KL(c || d)`` on the steps of cell ``c``, shape ``(C, C)``
-    :param steps: steps of each cell, shape ``(C,)``
-    :return: the cells of the half that does not contain the first cell
-    """
-    distance = kl[cells][:, cells] * steps[cells].unsqueeze(1)
-    to_centre = distance.T.contiguous()
-    costs = kl.new_full((len(cells), len(cells)), th.inf)
-    for a in range(len(cells) - 1):
-        costs[a, a + 1 :] = th.minimum(to_centre[a], to_centre[a + 1 :]).sum(dim=1)
-    a, b = divmod(int(costs.argmin()), len(cells))
-    in_b = distance[:, b] < distance[:, a]
-    in_b[a], in_b[b] = False, True
-    in_b = _settle(in_b, kl[cells][:, cells], steps[cells])
-    return [cell for cell, moves in zip(cells, in_b.tolist(), strict=True) if moves != in_b[0]]
-
-
-def _settle(in_b: th.Tensor, kl: th.Tensor, steps: th.Tensor) -> th.Tensor:
-    """
-    A single cell's probe is a noisy centre: let cells move to the half whose other cells are nearer on average.
-
-    :param in_b: which of two halves each cell is in, shape ``(N,)``
-    :param kl: shape ``(N, N)``
-    :param steps: steps of each cell, shape ``(N,)``
-    :return: the halves when nothing moves any more, shape ``(N,)``; none of them is empty
-    """
-    for _ in range(len(steps)):
-        settled = _nearer_b(in_b, kl, steps)
-        if settled.equal(in_b) or settled.all() or not settled.any():
-            break
-        in_b = settled
-    return in_b
-
-
-def _nearer_b(in_b: th.Tensor, kl: th.Tensor, steps: th.Tensor) -> th.Tensor:
-    """
-    :return: whether the other cells of half b are nearer on average than those of half a, shape ``(N,)``; as it is
-        where a cell is alone in its half, or nothing is known
-    """
-    others = steps.expand(len(steps), -1) * (1 - th.eye(len(steps), device=steps.device)) * ~kl.isnan()
-    to_a, to_b = ((kl.nan_to_num() * others * half).sum(dim=1) / (others * half).sum(dim=1) for half in (~in_b, in_b))
-    return th.where(th.isnan(to_a) | th.isnan(to_b), in_b, to_b < to_a)
-
-
-def agreement(cells: list[int], moving: list[int], kl: th.Tensor, steps: th.Tensor) -> float:
-    """
-    :param cells: all cells of a group
-    :param moving: those that are to leave it
-    :param kl: ``KL(c || d)`` from part of the data, shape ``(C, C)``
-    :param steps: steps of each cell, shape ``(C,)``
-    :return: share of the steps whose cell is, by these data too, nearer to the half in which it is; a cell of which
-        these data say nothing does not agree
-    """
-    in_b = th.tensor([cell in moving for cell in cells], device=kl.device)
-    same = _nearer_b(in_b, kl[cells][:, cells], steps[cells]) == in_b
-    same &= ~kl.diagonal()[cells].isnan()
-    return ((steps[cells] * same).sum() / steps[cells].sum()).item()
-
-
-def apply_plan(events: list[Merge | Split], cell_to_group: th.Tensor) -> th.Tensor:
-    """
-    :param events: from :func:`plan_regrouping`
-    :param cell_to_group: group of each cell, shape ``(C,)``
-    :return: group of each cell afterwards, shape ``(C,)``
-    """
-    cell_to_group = cell_to_group.clone()
-    for event in events:
+        :param event: from :func:`sb3_grpo.regroup_plan.plan_regrouping`
+        :return: for each head afterwards the index of the head that it is to be a copy of
+        """
+        before = self.heads
+        self.cell_to_group.copy_(apply_plan([event], self.cell_to_group))
+        parents = {}
         if isinstance(event, Merge):
-            cell_to_group[cell_to_group == event.gone] = event.keep
+            self.age[event.keep] = self.age[[event.keep, event.dropped]].min()
         else:
-            cell_to_group[event.cells] = event.new_group
-    return cell_to_group
+            parents[event.new_group] = event.group
+            self.age[[event.group, event.new_group]] = 0
+        self._number_heads(self.wanted_heads())
+        return [before.index(parents.get(group, group)) for group in self.heads]
+
+    def assign(self, cell_to_group: Sequence[int] | th.Tensor, heads: Sequence[int] | None = None) -> None:
+        """
+        Replace the map from cells to groups.
+
+        :param cell_to_group: group of each cell, shape ``(C,)``
+        :param heads: groups whose heads the parameters hold, in their order; ``None``: those of :meth:`wanted_heads`
+        """
+        # whatever arithmetic the user has done on a state_dict, these are numbers of groups
+        groups = th.as_tensor(cell_to_group).float().nan_to_num().round().clamp(0, self.max_groups - 1)
+        self.cell_to_group.copy_(groups)
+        self._number_heads(self.wanted_heads() if heads is None else heads)
+
+    def state(self) -> dict[str, th.Tensor]:
+        """
+        Collect what decides which head an observation has.
+
+        :return: tensors by name, all of them floats: users average parameters, and draw random ones
+        """
+        router = {f"router.{name}": buffer for name, buffer in self.router.named_buffers()}
+        return {"cell_to_group": self.cell_to_group.float(), **router}
+
+    def load_router(self, state: Mapping[str, th.Tensor]) -> None:
+        """
+        Take over what the router has learnt.
+
+        :param state: from :meth:`state`
+        """
+        for name, buffer in self.router.named_buffers():
+            buffer.copy_(state[f"router.{name}"])
+
+
+def resolve_group_counts(n_groups: int | None, max_groups: int | None, n_cells: int) -> tuple[int, int]:
+    """
+    Fill in what the user has not said about the number of groups.
+
+    :param n_groups: groups to start with; ``None``: one per cell, but at most ``max_groups``
+    :param max_groups: largest number of groups; ``None``: one per cell, or one if ``n_groups`` is 1
+    :param n_cells: number of cells
+    :return: ``n_groups`` and ``max_groups``
+    :raises ValueError: unless ``1 <= n_groups <= max_groups`` and ``n_groups <= n_cells``
+    """
+    if n_groups is None:
+        n_groups = n_cells if max_groups is None else min(n_cells, max_groups)
+    if max_groups is None:
+        max_groups = 1 if n_groups == 1 else max(n_groups, n_cells)
+    if not 1 <= n_groups <= max_groups:
+        raise ValueError(f"`n_groups` must be between 1 and `max_groups` ({max_groups}), got {n_groups}")
+    if n_groups > n_cells:
+        raise ValueError(f"`n_groups` must be at most the number of cells ({n_cells}), got {n_groups}")
+    return n_groups, max_groups
+
+
+def deal_cells(n_cells: int, n_groups: int, seed: int) -> np.ndarray:
+    """
+    Deal cells to groups at random, as evenly as possible; with one cell per group, cell ``c`` is group ``c``.
+
+    :param n_cells: number of cells, at least ``n_groups``
+    :param n_groups: number of groups
+    :param seed: seed of the deal
+    :return: group of each cell, shape ``(n_cells,)``
+    """
+    if n_cells == n_groups:
+        return np.arange(n_cells)
+    return np.random.default_rng(seed).permutation(n_cells) % n_groups
+
+
+def default_groups(
+    router: Any, router_kwargs: dict[str, Any] | None, n_groups: int | None, max_groups: int | None, can_split: bool
+) -> dict[str, Any]:
+    """
+    Fill in what is known of groups before the router is made.
+
+    :param router: as the argument of ``GRPO``
+    :param router_kwargs: as the argument of ``GRPO``
+    :param n_groups: groups to start with; ``None``: not given
+    :param max_groups: largest number of groups; ``None``: not given
+    :param can_split: whether groups may be split
+    :return: ``router_kwargs``, ``n_groups`` and ``max_groups``
+    """
+    kwargs, most = dict(router_kwargs or {}), max_groups
+    if isinstance(router, str) and router == "random":
+        kwargs.setdefault("n_cells", max(8, n_groups or 1))
+        if n_groups is None:
+            # nothing is known of random regions: they share a head until they contradict each other
+            n_groups, most = 1, kwargs["n_cells"] if max_groups is None else max_groups
+    if max_groups is None and not can_split:
+        # there is no use for more
+        most = n_groups
+    return dict(router_kwargs=kwargs, n_groups=n_groups, max_groups=most)

@@ -1,7 +1,6 @@
-"""Heads as they are stored: side by side in a few parameters, each with the optimizer's moments."""
+"""Move heads between groups: they stand side by side in a few parameters, each with the optimizer's moments."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch as th
@@ -14,126 +13,129 @@ HEAD_DIMS = {"action_net.weight": 0, "action_net.bias": 0, "value_net.weight": 0
 
 def split_heads(tensor: th.Tensor, dim: int, n_heads: int) -> th.Tensor:
     """
+    View heads that stand side by side as one entry per head.
+
     :param tensor: ``n_heads`` heads side by side in dimension ``dim``
     :param dim: 0 or -1
     :param n_heads: number of heads
-    :return: a view in which the first dimension counts the heads
+    :return: a view whose first dimension has the length ``n_heads``
     """
     heads = tensor.unflatten(dim, (n_heads, -1))
-    # a permutation that changes nothing would be written into exported models, which cannot be loaded then
+    # no movedim where it changes nothing: torch.export writes it into the model, and fails to load that
     return heads if dim == 0 or tensor.ndim == 1 else heads.movedim(-2, 0)
 
 
-def _head_views(policy: ActorCriticPolicy, n_heads: int) -> Iterator[tuple[th.Tensor, bool]]:
+def pick_heads(tensor: th.Tensor, dim: int, n_heads: int, sources: Sequence[int]) -> th.Tensor:
     """
-    :return: for each parameter that holds heads, and each of its moments in the optimizer: a view with one entry
-        per head, and whether it is a moment
+    Copy some of the heads that stand side by side.
+
+    :param tensor: ``n_heads`` heads side by side in dimension ``dim``
+    :param dim: 0 or -1
+    :param n_heads: number of heads
+    :param sources: index of the head to copy for each head of the result
+    :return: ``len(sources)`` heads side by side in the same dimension
     """
-    for name, parameter in policy.named_parameters():
-        if name not in HEAD_DIMS:
-            continue
-        moments = [value for value in policy.optimizer.state[parameter].values() if _is_moment(value, parameter)]
-        for tensor, is_moment in [(parameter.data, False), *((moment, True) for moment in moments)]:
-            yield split_heads(tensor, HEAD_DIMS[name], n_heads), is_moment
+    index = th.as_tensor(sources, device=tensor.device)
+    return tensor.unflatten(dim, (n_heads, -1)).index_select(0 if dim == 0 else tensor.ndim - 1, index).flatten(*_joined(dim))
+
+
+def _joined(dim: int) -> tuple[int, int]:
+    """Return the two dimensions that hold head and entry after ``unflatten(dim, ...)``."""
+    return (0, 1) if dim == 0 else (-2, -1)
+
+
+def take_heads(policy: ActorCriticPolicy, n_heads: int, sources: Sequence[int]) -> None:
+    """
+    Replace all heads of a policy by copies of some of them, including the moments in the optimizer.
+
+    Where the number of heads changes, the parameters become new objects: a graph that is still alive remembers the shape
+    of a parameter, and autograd would reduce a gradient of another shape to it without an error. Hooks move to them.
+
+    :param policy: has ``n_heads`` heads and an optimizer
+    :param n_heads: number of heads before
+    :param sources: index of the head to copy for each head afterwards
+    """
+    if list(sources) == list(range(n_heads)):
+        return
+    for name, old in _head_parameters(policy):
+        dim, state = HEAD_DIMS[name], policy.optimizer.state.get(old, {})
+        taken = {
+            key: pick_heads(value, dim, n_heads, sources) if _is_moment(value, old) else value for key, value in state.items()
+        }
+        values = pick_heads(old.data, dim, n_heads, sources)
+        if values.shape == old.shape:
+            # the same object: compiled functions refer to it
+            old.data.copy_(values)
+            new = old
+        else:
+            new = nn.Parameter(values, requires_grad=old.requires_grad)
+            _replace(policy, name, old, new)
+        if state:
+            policy.optimizer.state[new] = taken
+
+
+def _replace(policy: ActorCriticPolicy, name: str, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Put a parameter into the place of another one, in the policy, in its optimizer, and for those who registered hooks."""
+    module_name, _, attribute = name.rpartition(".")
+    module = policy.get_submodule(module_name)
+    setattr(module, attribute, new)
+    if isinstance(module, nn.Linear):
+        module.out_features = len(new)
+    new._backward_hooks = old._backward_hooks
+    new._post_accumulate_grad_hooks = old._post_accumulate_grad_hooks
+    policy.optimizer.state.pop(old, None)
+    for group in policy.optimizer.param_groups:
+        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+
+
+def average_heads(policy: ActorCriticPolicy, n_heads: int, target: int, other: int, share: float) -> None:
+    """
+    Replace a head by its weighted average with another one, including the moments in the optimizer.
+
+    :param policy: has ``n_heads`` heads and an optimizer
+    :param n_heads: number of heads
+    :param target: index of the head that becomes the average
+    :param other: index of the head that stays as it is
+    :param share: weight of ``target`` in the average, 0 to 1
+    """
+    for name, parameter in _head_parameters(policy):
+        state = policy.optimizer.state.get(parameter, {})
+        for tensor in (parameter.data, *(value for value in state.values() if _is_moment(value, parameter))):
+            heads = split_heads(tensor, HEAD_DIMS[name], n_heads)
+            heads[target].lerp_(heads[other], 1 - share)
+
+
+def _head_parameters(policy: ActorCriticPolicy) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield name and parameter for each parameter that holds heads."""
+    yield from [(name, parameter) for name, parameter in policy.named_parameters() if name in HEAD_DIMS]
 
 
 def _is_moment(value: Any, parameter: th.Tensor) -> bool:
+    """Return whether an entry of the optimizer's state belongs to single weights, as Adam's moments do."""
     return isinstance(value, th.Tensor) and value.shape == parameter.shape
 
 
-def copy_head(policy: ActorCriticPolicy, source: int, target: int, n_heads: int) -> None:
+def n_heads_in(state_dict: Mapping[str, th.Tensor]) -> int | None:
     """
-    Make a head equal to another one, moments included.
+    Count the heads in a ``state_dict``: a value head has one output.
 
-    :param policy: with ``n_heads`` heads
-    :param source: head to copy
-    :param target: head to overwrite
-    :param n_heads: number of heads
+    :param state_dict: of SB3's policy, or of one of this package
+    :return: number of heads; ``None`` if the value heads are not in it
     """
-    for heads, _ in _head_views(policy, n_heads):
-        heads[target] = heads[source]
+    bias = state_dict.get("value_net.bias")
+    return None if bias is None else len(bias)
 
 
-def merge_heads(policy: ActorCriticPolicy, keep: int, gone: int, share: float, n_heads: int) -> None:
+def pick_heads_in(state_dict: Mapping[str, th.Tensor], n_heads: int, sources: Sequence[int]) -> dict[str, th.Tensor]:
     """
-    Average two heads, moments included. The moments of the head that is no longer used become 0, so that the
-    optimizer does not move it.
+    Replace the heads in a ``state_dict`` by copies of some of them.
 
-    :param policy: with ``n_heads`` heads
-    :param keep: head that becomes the average
-    :param gone: head that is no longer used; its weights stay as they are
-    :param share: weight of ``keep`` in the average, 0 to 1
-    :param n_heads: number of heads
+    :param state_dict: of a policy with ``n_heads`` heads
+    :param n_heads: number of heads in it
+    :param sources: index of the head to copy for each head of the result
+    :return: the ``state_dict`` of a policy with ``len(sources)`` heads
     """
-    for heads, is_moment in _head_views(policy, n_heads):
-        heads[keep].lerp_(heads[gone], 1 - share)
-        if is_moment:
-            heads[gone] = 0
-
-
-def repeat_heads(state_dict: Mapping[str, th.Tensor], n_heads: int) -> dict[str, th.Tensor]:
-    """
-    :param state_dict: of a policy with one head
-    :param n_heads: number of heads
-    :return: that of a policy with ``n_heads`` copies of the head
-    """
-    repeated = dict(state_dict)
-    for name, dim in HEAD_DIMS.items():
-        if name in state_dict:
-            repeated[name] = th.cat([state_dict[name]] * n_heads, dim=dim)
-    return repeated
-
-
-@contextmanager
-def only_head(policy: ActorCriticPolicy, head: int, n_heads: int) -> Iterator[None]:
-    """
-    A context in which the parameters and moments of a policy are those of one head, in the shapes of SB3's policy:
-    so everything that is done to them is SB3's arithmetic, to the last bit. What happened to them is written
-    back at the end.
-
-    :param policy: with ``n_heads`` heads
-    :param head: the head that remains
-    :param n_heads: number of heads
-    """
-    whole = {name: parameter for name, parameter in policy.named_parameters() if name in HEAD_DIMS}
-    # new objects instead of new data: a graph that is still alive remembers the shape of a parameter
-    narrow = {
-        name: nn.Parameter(_own(parameter.data, name, head, n_heads).clone(), requires_grad=parameter.requires_grad)
-        for name, parameter in whole.items()
+    picked = {
+        name: pick_heads(state_dict[name], dim, n_heads, sources) for name, dim in HEAD_DIMS.items() if name in state_dict
     }
-    states = policy.optimizer.state
-    for name, parameter in whole.items():
-        states[narrow[name]] = {
-            key: _own(value, name, head, n_heads).clone() if _is_moment(value, parameter) else value
-            for key, value in states[parameter].items()
-        }
-        _replace(policy, name, narrow[name])
-    try:
-        yield
-    finally:
-        for name, parameter in whole.items():
-            _replace(policy, name, parameter)
-            if (gradient := narrow[name].grad) is not None:
-                parameter.grad = th.zeros_like(parameter)
-                _own(parameter.grad, name, head, n_heads).copy_(gradient)
-            _own(parameter.data, name, head, n_heads).copy_(narrow[name].data)
-            for key, value in states.pop(narrow[name]).items():
-                if _is_moment(value, narrow[name]):
-                    moment = states[parameter].setdefault(key, th.zeros_like(parameter.data))
-                    _own(moment, name, head, n_heads).copy_(value)
-                else:
-                    states[parameter][key] = value
-
-
-def _own(tensor: th.Tensor, name: str, head: int, n_heads: int) -> th.Tensor:
-    return split_heads(tensor, HEAD_DIMS[name], n_heads)[head]
-
-
-def _replace(policy: ActorCriticPolicy, name: str, parameter: nn.Parameter) -> None:
-    """Put a parameter into the place of that with this name, in the policy and in its optimizer."""
-    module_name, _, attribute = name.rpartition(".")
-    module = policy.get_submodule(module_name)
-    old = getattr(module, attribute)
-    setattr(module, attribute, parameter)
-    for group in policy.optimizer.param_groups:
-        group["params"] = [parameter if each is old else each for each in group["params"]]
+    return {**state_dict, **picked}

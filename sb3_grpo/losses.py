@@ -1,8 +1,8 @@
 """
-The mathematics of GRPO as pure functions; no policy, no algorithm.
+Compute the mathematics of GRPO: pure functions that know neither policy nor algorithm.
 
-What concerns a few groups works on NumPy arrays and on tensors alike. Statistics of a whole rollout are NumPy's, in
-float64: the same on every device, also on those without float64 or with sums in no fixed order.
+Functions of a few groups take NumPy arrays or tensors. Statistics of a whole rollout are computed with NumPy in float64,
+so that they are the same on every device: some have no float64, and on others sums have no fixed order.
 
 Notation: ``B`` steps in a rollout, ``K`` groups with at least one step in it, ``R_i`` the mean score
 of group ``i``, ``n_i`` its number of steps, ``sigma_R`` the fluctuation of the scores over *all* steps,
@@ -10,14 +10,14 @@ of group ``i``, ``n_i`` its number of steps, ``sigma_R`` the fluctuation of the 
 """
 
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
 
 Array = TypeVar("Array", np.ndarray, th.Tensor)
 
-# Below this fluctuation the scores say nothing about the groups, and the penalty is switched off.
+# Below this fluctuation the scores are equal but for rounding: the penalty is 0
 MIN_SCALE = 1e-8
 
 
@@ -42,7 +42,7 @@ def relative_advantage_matrix(scores: Array, scale: Any) -> Array:
 
 def group_penalty(matrix: Array) -> Any:
     """
-    ``L_group = ||M||_F^2 = sum_ij D_ij^2``; for equally large groups ``2 K^2 eta^2``.
+    Compute the penalty ``L_group = ||M||_F^2 = sum_ij D_ij^2``; for equally large groups it is ``2 K^2 eta^2``.
 
     :param matrix: relative advantages, shape ``(K, K)``
     :return: scalar, at least 0
@@ -52,8 +52,7 @@ def group_penalty(matrix: Array) -> Any:
 
 def penalty_slope(scores: Array, scale: Any) -> Array:
     """
-    Derivative of the penalty with respect to the groups' scores:
-    ``d L_group / d R_i = 4 K (R_i - mean_j R_j) / sigma_R^2``.
+    Compute ``d L_group / d R_i = 4 K (R_i - mean_j R_j) / sigma_R^2``, the derivative of the penalty.
 
     :param scores: mean score of each group, shape ``(K,)``
     :param scale: fluctuation of the scores over all steps
@@ -66,7 +65,7 @@ def penalty_slope(scores: Array, scale: Any) -> Array:
 
 def largest_group_coef(slope: Array, shares: Array, advantage_scale: Array) -> float:
     """
-    The largest lambda at which no group is trained to become worse.
+    Compute the largest lambda at which no group is trained to become worse.
 
     Group ``i`` enters the objective with the weight ``w_i = share_i / s_i - lambda * slope_i``; this is
     the lambda at which the first ``w_i`` reaches 0.
@@ -83,7 +82,7 @@ def largest_group_coef(slope: Array, shares: Array, advantage_scale: Array) -> f
 
 def group_weights(slope: Array, shares: Array, advantage_scale: Array, coef: float) -> Array:
     """
-    Factor on each group's policy-gradient loss that makes its gradient that of ``L_PPO + lambda * L_group``.
+    Compute the factor on each group's policy-gradient loss that makes its gradient that of ``L_PPO + lambda * L_group``.
 
     ``w_i / (share_i / s_i) = 1 - lambda * slope_i * s_i / share_i``: 1 is PPO, more than 1 is a group
     that is behind, less than 1 one that is ahead.
@@ -101,7 +100,7 @@ def group_weights(slope: Array, shares: Array, advantage_scale: Array, coef: flo
 
 def effort_shares(scores: Array, scale: float, shares: Array, advantage_scale: float, coef: float) -> Array:
     """
-    The balance as shares of the data instead of weights on the loss: ``share_i * weight_i``, which sums to 1.
+    Express the balance as shares of the data instead of weights on the loss: ``share_i * weight_i``, which sums to 1.
 
     :param scores: mean score of each group, shape ``(K,)``
     :param scale: fluctuation of the scores over all steps
@@ -118,7 +117,7 @@ def effort_shares(scores: Array, scale: float, shares: Array, advantage_scale: f
 
 def score_fluctuation(step_scores: Array, kind: str) -> Any:
     """
-    ``sigma_R``, pooled over all steps of the rollout.
+    Compute ``sigma_R``, the fluctuation of the scores over all steps of the rollout.
 
     :param step_scores: score of each step, shape ``(B,)``
     :param kind: ``"std"`` (population standard deviation) or ``"range"`` (largest minus smallest)
@@ -129,85 +128,34 @@ def score_fluctuation(step_scores: Array, kind: str) -> Any:
     return ((step_scores - step_scores.mean()) ** 2).mean() ** 0.5
 
 
-class GroupBalance(NamedTuple):
-    """How the groups of one rollout compare; the arrays have one entry per group that has steps in it."""
-
-    groups: np.ndarray  # group IDs, ascending
-    steps: np.ndarray  # n_i
-    scores: np.ndarray  # R_i
-    weights: np.ndarray  # factor on the policy-gradient loss, 1 = PPO
-    scale: float  # sigma_R
-    penalty: float  # ||M||_F^2
-    eta_squared: float  # share of the score's variance that the groups explain, 0 to 1
-    coef: float  # lambda after the cap
-
-
-def balance_groups(
-    groups: np.ndarray,
-    step_scores: np.ndarray,
-    advantage_scale: np.ndarray,
-    coef: float,
-    scale_kind: str = "std",
-) -> GroupBalance:
+def group_means(values: np.ndarray, member: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
-    Compare the groups of a rollout and weigh them: the worse a group, the larger its update.
-
-    Lambda is capped so that no weight is negative: with a larger one the best group would be made worse
-    on purpose.
-
-    :param groups: group of each step, shape ``(B,)``, integers in ``[0, max_groups)``
-    :param step_scores: score of each step, shape ``(B,)``
-    :param advantage_scale: divisor that normalises the advantages of each group, in the unit of the scores, shape
-        ``(max_groups,)``
-    :param coef: lambda, at least 0
-    :param scale_kind: ``"std"`` or ``"range"``, see :func:`score_fluctuation`
-    """
-    present, member, steps = np.unique(groups, return_inverse=True, return_counts=True)
-    step_scores = np.asarray(step_scores, dtype=np.float64)
-    scores = group_means(step_scores, member, steps)
-    scale = score_fluctuation(step_scores, scale_kind)
-    shares, divisor = steps / len(groups), np.asarray(advantage_scale, dtype=np.float64)[present]
-    slope = penalty_slope(scores, scale)
-    coef = min(coef, largest_group_coef(slope, shares, divisor))
-    total = step_scores.var()
-    between = (shares * (scores - step_scores.mean()) ** 2).sum()
-    return GroupBalance(
-        groups=present,
-        steps=steps,
-        scores=scores,
-        weights=group_weights(slope, shares, divisor, coef),
-        scale=float(scale),
-        penalty=float(group_penalty(relative_advantage_matrix(scores, scale))),
-        eta_squared=float(between / total) if total >= MIN_SCALE**2 else 0.0,
-        coef=coef,
-    )
-
-
-def group_means(values: np.ndarray, member: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """
-    Mean of ``values`` in each group.
+    Compute the mean of ``values`` in each group.
 
     :param values: shape ``(B,)``
     :param member: group of each step, shape ``(B,)``, integers in ``[0, K)``
-    :param steps: number of steps of each group, shape ``(K,)``; the mean of a group without steps is 0
+    :param counts: number of steps of each group, shape ``(K,)``; the mean of a group without steps is 0
     :return: shape ``(K,)``, float64
     """
-    return np.bincount(member, values, minlength=len(steps)) / np.maximum(steps, 1)
+    return np.bincount(member, values, minlength=len(counts)) / np.maximum(counts, 1)
 
 
-def group_std(values: np.ndarray, member: np.ndarray, steps: np.ndarray) -> np.ndarray:
+def group_std(values: np.ndarray, member: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
-    Standard deviation (sample) of ``values`` in each group; arguments as :func:`group_means`.
+    Compute the sample standard deviation of ``values`` in each group.
 
+    :param values: shape ``(B,)``
+    :param member: group of each step, shape ``(B,)``, integers in ``[0, K)``
+    :param counts: number of steps of each group, shape ``(K,)``
     :return: shape ``(K,)``, float64; 0 for groups of less than two steps
     """
-    centred = values - group_means(values, member, steps)[member]
-    return np.sqrt(np.bincount(member, centred**2, minlength=len(steps)) / np.maximum(steps - 1, 1))
+    centred = values - group_means(values, member, counts)[member]
+    return np.sqrt(np.bincount(member, centred**2, minlength=len(counts)) / np.maximum(counts - 1, 1))
 
 
 def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
     """
-    ``min(rho A, clip(rho, 1 - eps, 1 + eps) A)`` per step: PPO, eq. 7 of https://arxiv.org/abs/1707.06347.
+    Compute ``min(rho A, clip(rho, 1 - eps, 1 + eps) A)`` of each step: PPO, eq. 7 of https://arxiv.org/abs/1707.06347.
 
     :param ratio: probability ratio ``rho`` of new to old policy, shape ``(B,)``
     :param advantages: shape ``(B,)``
@@ -220,8 +168,9 @@ def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float
 
 def approx_kl(log_ratio: th.Tensor) -> th.Tensor:
     """
-    ``mean(rho - 1 - log rho)``, an unbiased estimate of KL(old || new) with low variance:
-    http://joschu.net/blog/kl-approx.html
+    Estimate KL(old || new) by ``mean(rho - 1 - log rho)``, which is unbiased and has low variance.
+
+    Source: http://joschu.net/blog/kl-approx.html
 
     :param log_ratio: ``log rho`` of each step, shape ``(b,)``
     :return: scalar, nats

@@ -1,4 +1,4 @@
-"""Files of models: complete whenever the process is killed, and readable without running what they contain."""
+"""Saving: files that are complete whenever the process is killed, and that are read without running what they contain."""
 
 import io
 import json
@@ -12,8 +12,10 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 
-# What a model knows of its training, beside tensors: values that JSON has
+# Attributes of a model that describe its training: values that JSON has
 HISTORY = ("regroup_history", "first_grouping", "num_timesteps")
+# Entry of a model's zip file with the tensors that training goes on with. SB3 reads what ends with ".pth", but not this
+TRAINING_STATE = "training_state.pt"
 
 
 @contextmanager
@@ -65,9 +67,46 @@ def read_attributes(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
             file.seek(0)
 
 
+def to_bytes(tensors: Mapping[str, th.Tensor]) -> bytes:
+    """
+    Serialise tensors.
+
+    :param tensors: by name
+    :return: what ``torch.save`` writes
+    """
+    content = io.BytesIO()
+    th.save(dict(tensors), content)
+    return content.getvalue()
+
+
+def read_training_state(path: str | Path | io.BufferedIOBase, device: str) -> dict[str, th.Tensor] | None:
+    """
+    Read the tensors that training goes on with, without running code.
+
+    :param path: zip file of a model
+    :param device: where the tensors are to be
+    :return: tensors by name; ``None`` if the file has none
+    """
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if TRAINING_STATE not in archive.namelist():
+                return None
+            content = io.BytesIO(archive.read(TRAINING_STATE))
+    finally:
+        if isinstance(path, (str, Path)):
+            file.close()
+        else:
+            file.seek(0)
+    return dict(th.load(content, map_location=device, weights_only=True))
+
+
 def optimizer_tensors(optimizer: th.optim.Optimizer) -> dict[str, th.Tensor]:
     """
-    :return: the optimizer's state by name: ``optimizer/INDEX/NAME``
+    Name the tensors in the state of an optimizer.
+
+    :param optimizer: the optimizer
+    :return: its state by name: ``optimizer/INDEX/NAME``
     """
     states = optimizer.state_dict()["state"]
     return {f"optimizer/{index}/{name}": th.as_tensor(v) for index, state in states.items() for name, v in state.items()}
@@ -75,7 +114,9 @@ def optimizer_tensors(optimizer: th.optim.Optimizer) -> dict[str, th.Tensor]:
 
 def restore_optimizer(optimizer: th.optim.Optimizer, tensors: Mapping[str, th.Tensor]) -> None:
     """
-    :param optimizer: whose settings stay as they are
+    Replace the state of an optimizer.
+
+    :param optimizer: its settings stay as they are
     :param tensors: its state, named as by :func:`optimizer_tensors`, among others
     """
     states: dict[int, dict[str, th.Tensor]] = {}
@@ -88,6 +129,8 @@ def restore_optimizer(optimizer: th.optim.Optimizer, tensors: Mapping[str, th.Te
 
 def write_safetensors(path: Path, tensors: Mapping[str, th.Tensor], history: Mapping[str, Any]) -> None:
     """
+    Write tensors and history into a safetensors file.
+
     :param path: file to write
     :param tensors: by name
     :param history: values that JSON has
@@ -101,6 +144,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, th.Tensor], history: Map
 
 def import_safetensors() -> Any:
     """
+    Import the optional package safetensors.
+
     :return: the module ``safetensors.torch``
     :raises ImportError: if it is not installed, with what to install
     """
@@ -127,16 +172,14 @@ def read_tensors(path: Path, device: str) -> tuple[dict[str, th.Tensor], dict[st
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
     else:
         history = read_attributes(path)
-        loaded = load_from_zip_file(path, load_data=False, device=device)
-        params: Any = loaded[1]
-        variables = loaded[2]
+        params: Any = load_from_zip_file(path, load_data=False, device=device)[1]
         if params.keys() != {"policy", "policy.optimizer"}:
             raise ValueError(f"`path` must be a file of GRPO, got one that holds {sorted(params)}")
         states = params["policy.optimizer"]["state"]
         tensors = {
             **{f"policy/{name}": tensor for name, tensor in params["policy"].items()},
             **{f"optimizer/{index}/{name}": tensor for index, state in states.items() for name, tensor in state.items()},
-            **(variables or {}),
+            **(read_training_state(path, device) or {}),
         }
     if missing := [name for name in HISTORY if name not in history]:
         raise ValueError(f"`path` must be a file of GRPO, got one without {missing}")
@@ -145,6 +188,8 @@ def read_tensors(path: Path, device: str) -> tuple[dict[str, th.Tensor], dict[st
 
 def check_tensors(tensors: Mapping[str, th.Tensor], own: Mapping[str, th.Tensor], optimizer: th.optim.Optimizer) -> None:
     """
+    Check that the tensors of a file fit a model.
+
     :param tensors: of a file
     :param own: of the model that is to take them over
     :param optimizer: of that model

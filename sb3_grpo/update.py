@@ -1,8 +1,9 @@
-"""How a minibatch changes the policy: step by step, or as one compiled function."""
+"""Update: how a minibatch changes the policy, operation by operation or as one compiled function."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch as th
@@ -10,143 +11,175 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.adam import adam
 
-from sb3_grpo.buffers import GroupRolloutBufferSamples
+from sb3_grpo.buffers import Rollout
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.losses import approx_kl
+from sb3_grpo.objective import LossTerms, PPOObjective
 from sb3_grpo.policies import GroupActorCriticPolicy
 
 
-class UpdateTerms(NamedTuple):
-    """What one minibatch of ``b`` steps is judged by."""
+class UpdateStep(NamedTuple):
+    """What was done with one minibatch."""
 
-    loss: th.Tensor  # scalar
-    policy_loss: th.Tensor  # scalar
-    value_loss: th.Tensor  # scalar
-    entropy_loss: th.Tensor  # scalar
-    log_ratio: th.Tensor  # log-probability of the actions, new minus old, shape (b,)
-    accepted: th.Tensor | bool = True  # whether the optimizer took the step
-    gradient_norm: th.Tensor | float = 0.0  # before clipping; 0 if it was not computed
+    terms: LossTerms  # detached
+    accepted: th.Tensor | bool  # whether the optimizer took the step
+    gradient_norm: th.Tensor | float  # before clipping; 0 if it was not computed
 
-    def judge(self, max_kl: float | None) -> "UpdateTerms":
+    @classmethod
+    def of(cls, terms: LossTerms, max_kl: float | None) -> "UpdateStep":
         """
+        Decide from its loss whether a step is taken.
+
+        :param terms: loss of the minibatch
         :param max_kl: largest KL divergence from the policy that collected the rollout, nats; ``None``: no limit
-        :return: the terms, detached, accepted if the loss is finite and the divergence within its limit
+        :return: accepted if the loss is finite and the divergence within its limit
         """
-        loss, policy_loss, value_loss, entropy_loss, log_ratio = (term.detach() for term in self[:5])
-        accepted = loss.isfinite()
+        terms = LossTerms(*(term.detach() for term in terms))
+        accepted = terms.loss.isfinite()
         if max_kl is not None:
-            accepted = accepted & (approx_kl(log_ratio) <= max_kl)
-        return UpdateTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio, accepted, th.zeros_like(loss))
+            accepted = accepted & (approx_kl(terms.log_ratio) <= max_kl)
+        return cls(terms, accepted, th.zeros_like(terms.loss))
 
-    def with_gradient(self, norm: th.Tensor) -> "UpdateTerms":
+    def with_gradient(self, norm: th.Tensor) -> "UpdateStep":
         """
-        :param norm: of the gradient, before clipping
-        :return: the terms, no longer accepted if the norm is NaN or infinite: a finite loss can have such a gradient
+        Decide from its gradient whether a step is taken: that of a finite loss can be NaN or infinite.
+
+        :param norm: norm of the gradient before clipping
         """
         return self._replace(accepted=self.accepted & norm.isfinite(), gradient_norm=norm)
 
 
-LossFunction = Callable[[GroupRolloutBufferSamples, Any, Any], UpdateTerms]
-
-
 class Update(Protocol):
     """
-    One optimizer step per minibatch; none where the terms are not acceptable. To be used as a context manager
-    around the minibatches of one rollout.
+    Take one optimizer step for each minibatch, except where its loss or gradient is not acceptable.
+
+    It is a context manager around the minibatches of one rollout.
     """
 
-    def __enter__(self) -> "Update": ...
+    def __enter__(self) -> Any: ...
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
-    def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
+    def __call__(self, batch: Rollout, clip_range: float, clip_range_vf: float | None) -> UpdateStep:
         """
+        Use one minibatch.
+
         :param batch: the minibatch
         :param clip_range: clipping parameter of the surrogate
         :param clip_range_vf: clipping parameter of the value function
         """
 
 
+class Stepper(Protocol):
+    """Turn a loss into a step of the parameters; a context manager around the minibatches of one rollout."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def clip_gradient(self, loss: th.Tensor) -> th.Tensor:
+        """
+        Compute the gradient and scale it down to the largest norm.
+
+        :param loss: scalar
+        :return: norm of the gradient before clipping
+        """
+
+    def step(self) -> None:
+        """Take the step with the last gradient."""
+
+
 class EagerUpdate:
     """
-    Operation by operation, with whatever optimizer the policy has. Gradients stay in ``parameter.grad``, as with PPO.
+    Update operation by operation.
 
-    :param policy: what is trained
-    :param loss: maps a minibatch, ``clip_range`` and ``clip_range_vf`` to its terms
-    :param max_grad_norm: the gradient is scaled down to this norm
-    :param max_kl: steps are refused beyond this KL divergence
+    :param policy: the policy to train
+    :param objective: loss of a minibatch
+    :param stepper: what is done with its gradient
+    :param max_kl: no step is taken beyond this KL divergence, nats; ``None``: no limit
     """
 
-    def __init__(self, policy: GroupActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
-        self.policy, self.optimizer = policy, policy.optimizer
-        self.loss, self.max_grad_norm, self.max_kl = loss, max_grad_norm, max_kl
+    def __init__(self, policy: GroupActorCriticPolicy, objective: PPOObjective, stepper: Stepper, max_kl: float | None):
+        self.policy, self.objective, self.stepper, self.max_kl = policy, objective, stepper, max_kl
 
     def __enter__(self) -> "EagerUpdate":
-        self._alone = self.policy.trained_alone()
-        with interrupts_delayed():
-            self._alone.__enter__()
+        self.stepper.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stepper.__exit__(*error)
+
+    def __call__(self, batch: Rollout, clip_range: float, clip_range_vf: float | None) -> UpdateStep:
+        """Use one minibatch, see :class:`Update`."""
+        terms = self.objective(self.policy, batch, clip_range, clip_range_vf)
+        step = UpdateStep.of(terms, self.max_kl)
+        if step.accepted:
+            step = step.with_gradient(self.stepper.clip_gradient(terms.loss))
+            if step.accepted:
+                self.stepper.step()
+        return step
+
+
+class OptimizerStepper:
+    """
+    Step of the policy's own optimizer. Gradients stay in ``parameter.grad``, as with PPO.
+
+    :param policy: the policy to train
+    :param max_grad_norm: the gradient is scaled down to this norm
+    """
+
+    def __init__(self, policy: GroupActorCriticPolicy, max_grad_norm: float):
+        self.policy, self.optimizer, self.max_grad_norm = policy, policy.optimizer, max_grad_norm
+
+    def __enter__(self) -> None:
         # the optimizer would move a layer that has been frozen since, by the gradient that it had then
         self.optimizer.zero_grad()
         self.parameters = list(trained_parameters(self.policy).values())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with interrupts_delayed():
-            self._alone.__exit__(None, None, None)
-
-    def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
-        terms = self.loss(batch, clip_range, clip_range_vf)
-        judged = terms.judge(self.max_kl)
-        if judged.accepted:
-            judged = judged.with_gradient(self._clip_gradient(terms.loss))
-            if judged.accepted:
-                with interrupts_delayed():
-                    self.optimizer.step()
-        return judged
-
-    def _clip_gradient(self, loss: th.Tensor) -> th.Tensor:
-        """
-        :return: norm of the gradient before it was clipped
-        """
-        # as zero_grad(), backward() and clip_grad_norm_(), without their bookkeeping
-        for parameter, gradient in zip(
-            self.parameters, th.autograd.grad(loss, self.parameters, allow_unused=True), strict=True
-        ):
-            parameter.grad = gradient
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        total_norm = th.linalg.vector_norm(th.stack(th._foreach_norm(gradients)))
-        th._foreach_mul_(gradients, th.clamp(self.max_grad_norm / (total_norm + 1e-6), max=1.0))
-        return total_norm
-
-
-class PlainUpdate(EagerUpdate):
-    """
-    SB3's four lines on all heads, for parameters with hooks: these are called as torch says, and see the parameter that
-    they were registered on. Arguments as in :class:`EagerUpdate`.
-    """
-
-    def __enter__(self) -> "PlainUpdate":
-        return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def _clip_gradient(self, loss: th.Tensor) -> th.Tensor:
+    def clip_gradient(self, loss: th.Tensor) -> th.Tensor:
+        """Compute and clip the gradient, see :class:`Stepper`."""
+        # as zero_grad(), backward() and clip_grad_norm_(), without their bookkeeping
+        gradients = th.autograd.grad(loss, self.parameters, allow_unused=True)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        used = [gradient for gradient in gradients if gradient is not None]
+        total_norm = th.linalg.vector_norm(th.stack(th._foreach_norm(used)))
+        th._foreach_mul_(used, th.clamp(self.max_grad_norm / (total_norm + 1e-6), max=1.0))
+        return total_norm
+
+    def step(self) -> None:
+        """Take the step; an interrupt waits until it is complete."""
+        with interrupts_delayed():
+            self.optimizer.step()
+
+
+class HookedStepper(OptimizerStepper):
+    """SB3's own lines, for parameters with hooks: ``backward`` calls them. Parameters as :class:`OptimizerStepper`."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def clip_gradient(self, loss: th.Tensor) -> th.Tensor:
+        """Compute and clip the gradient, see :class:`Stepper`."""
         self.optimizer.zero_grad()
         loss.backward()
         return clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
 
 
-SelfFlatAdam = TypeVar("SelfFlatAdam", bound="_FlatAdam")
+SelfFlatVectors = TypeVar("SelfFlatVectors", bound="FlatVectors")
 
 
-class _FlatAdam:
+class FlatVectors:
     """
-    Parameters and Adam's moments as one flat vector each while the minibatches of a rollout are used: one operation
-    for all parameters instead of one for each. On leaving the context the policy and its optimizer are again
-    as saving, loading and everything else know them.
+    Parameters and Adam's moments as one flat vector each while the minibatches of a rollout are used.
 
-    :param policy: what is trained; its optimizer must be one that :func:`is_plain_adam`
+    One operation then serves all parameters. On leaving the context the policy and its optimizer are again as saving,
+    loading and callbacks know them.
+
+    :param policy: the policy to train; its optimizer must be one that :func:`is_plain_adam`
     :param max_grad_norm: the gradient is scaled down to this norm
     """
 
@@ -162,7 +195,7 @@ class _FlatAdam:
         # where Adam itself keeps its number of steps
         self._step_device = device if self.settings["fused"] or self.settings["capturable"] else th.device("cpu")
 
-    def __enter__(self: SelfFlatAdam) -> SelfFlatAdam:
+    def __enter__(self: SelfFlatVectors) -> SelfFlatVectors:
         with interrupts_delayed():
             self._flatten()
         return self
@@ -178,7 +211,7 @@ class _FlatAdam:
         steps = [state["step"] for _, state in states if state]
         self.n_steps = th.stack(steps).max().to(self.flat, copy=True) if steps else self.flat.new_zeros(())
         self.gradient = th.zeros_like(self.flat)  # the last one, clipped
-        for parameter, values in zip(self.parameters, self._unflatten(self.flat), strict=True):
+        for parameter, values in zip(self.parameters, self.unflatten(self.flat), strict=True):
             parameter.data = values
 
     def __exit__(self, *_: object) -> None:
@@ -191,18 +224,26 @@ class _FlatAdam:
             parameter.data = parameter.data.clone()
             self.optimizer.state[parameter]["step"] = self.n_steps.to(self._step_device, copy=True)
         for name, vector in vectors.items():
-            for parameter, values in zip(self.parameters, self._unflatten(vector), strict=True):
+            for parameter, values in zip(self.parameters, self.unflatten(vector), strict=True):
                 self.optimizer.state[parameter][name] = values.clone()
         # as PPO leaves it behind
-        for parameter, values in zip(self.parameters, self._unflatten(self.gradient), strict=True):
+        for parameter, values in zip(self.parameters, self.unflatten(self.gradient), strict=True):
             parameter.grad = values
 
-    def _unflatten(self, vector: th.Tensor) -> list[th.Tensor]:
+    def unflatten(self, vector: th.Tensor) -> list[th.Tensor]:
+        """
+        View a flat vector as one tensor for each parameter.
+
+        :param vector: shape ``(P,)``
+        :return: views of the shapes of the parameters
+        """
         parts = vector.split(self.sizes)
         return [part.view(parameter.shape) for part, parameter in zip(parts, self.parameters, strict=True)]
 
-    def _clip(self, gradients: Sequence[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
+    def clip(self, gradients: Sequence[th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
         """
+        Join and clip gradients.
+
         :param gradients: one for each parameter
         :return: all of them as one vector, clipped, and their norm before that
         """
@@ -214,33 +255,21 @@ class _FlatAdam:
         return gradient * th.clamp(self.max_grad_norm / (norm + 1e-6), max=1.0), norm
 
 
-class FlatUpdate(_FlatAdam):
+class FlatStepper(FlatVectors):
     """
-    Operation by operation, but clipping and Adam's step act on flat vectors: equal to :class:`EagerUpdate` within
-    rounding, and faster.
+    Step of Adam on flat vectors: equal to :class:`OptimizerStepper` within rounding, and faster.
 
-    :param policy: what is trained; its optimizer must be one that :func:`is_plain_adam`
-    :param loss: maps a minibatch, ``clip_range`` and ``clip_range_vf`` to its terms
-    :param max_grad_norm: the gradient is scaled down to this norm
-    :param max_kl: steps are refused beyond this KL divergence
+    Parameters as :class:`FlatVectors`.
     """
 
-    def __init__(self, policy: GroupActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
-        super().__init__(policy, max_grad_norm)
-        self.loss, self.max_kl = loss, max_kl
+    def clip_gradient(self, loss: th.Tensor) -> th.Tensor:
+        """Compute and clip the gradient, see :class:`Stepper`."""
+        self.gradient, norm = self.clip(th.autograd.grad(loss, self.parameters, materialize_grads=True))
+        return norm
 
-    def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
-        terms = self.loss(batch, clip_range, clip_range_vf)
-        judged = terms.judge(self.max_kl)
-        if judged.accepted:
-            self.gradient, norm = self._clip(th.autograd.grad(terms.loss, self.parameters, materialize_grads=True))
-            judged = judged.with_gradient(norm)
-            if judged.accepted:
-                with th.no_grad():
-                    self._adam()
-        return judged
-
-    def _adam(self) -> None:
+    @th.no_grad()
+    def step(self) -> None:
+        """Take the step."""
         adam(
             [self.flat],
             [self.gradient],
@@ -260,28 +289,41 @@ class FlatUpdate(_FlatAdam):
         )
 
 
-class CompiledUpdate(_FlatAdam):
+class CompiledUpdate(FlatVectors):
     """
     Loss, gradient, clipping and Adam's step as one function, compiled by ``torch.compile``.
 
-    :param policy: what is trained; its optimizer must be one that :func:`is_plain_adam`
-    :param loss: maps a minibatch, ``clip_range`` and ``clip_range_vf`` to its terms
+    :param policy: the policy to train; its optimizer must be one that :func:`is_plain_adam`
+    :param objective: loss of a minibatch
     :param max_grad_norm: the gradient is scaled down to this norm
-    :param max_kl: steps are refused beyond this KL divergence
+    :param max_kl: no step is taken beyond this KL divergence, nats; ``None``: no limit
     """
 
-    def __init__(self, policy: GroupActorCriticPolicy, loss: LossFunction, max_grad_norm: float, max_kl: float | None):
+    def __init__(self, policy: GroupActorCriticPolicy, objective: PPOObjective, max_grad_norm: float, max_kl: float | None):
         super().__init__(policy, max_grad_norm)
-        self.max_kl = max_kl
-        self.function = _LossModule(policy, loss)
-        self.compiled_step: Callable[..., UpdateTerms] = th.compile(self._step, fullgraph=True)
+        self.objective, self.max_kl = objective, max_kl
+        self.function = _PolicyFunction(policy)
+        self.compiled_step: Callable[..., UpdateStep] = th.compile(self._step, fullgraph=True)
         self.works = True
+
+    def configure(self, objective: PPOObjective, max_grad_norm: float, max_kl: float | None) -> None:
+        """
+        Change the settings between rollouts; values that differ from those before are compiled anew.
+
+        :param objective: loss of a minibatch
+        :param max_grad_norm: the gradient is scaled down to this norm
+        :param max_kl: no step is taken beyond this KL divergence, nats; ``None``: no limit
+        """
+        if objective != self.objective:
+            self.objective = objective
+        self.max_grad_norm, self.max_kl = max_grad_norm, max_kl
 
     def __enter__(self) -> "CompiledUpdate":
         self._checked_sizes: set[int] = set()
         return super().__enter__()
 
-    def __call__(self, batch: GroupRolloutBufferSamples, clip_range: float, clip_range_vf: float | None) -> UpdateTerms:
+    def __call__(self, batch: Rollout, clip_range: float, clip_range_vf: float | None) -> UpdateStep:
+        """Use one minibatch, see :class:`Update`."""
         # schedules as tensors: a number that changes would have everything compiled again
         schedules = (self.optimizer.param_groups[0]["lr"], clip_range, clip_range_vf)
         tensors = (None if value is None else th.as_tensor(value, device=self.flat.device) for value in schedules)
@@ -294,41 +336,53 @@ class CompiledUpdate(_FlatAdam):
             with skip_guards():
                 return self.compiled_step(*arguments)
         try:
-            terms = self.compiled_step(*arguments)
+            step = self.compiled_step(*arguments)
         except Exception as error:
             if not self.works:
                 raise
             self.works = False
-            # or torch would remember the failure, and would not compile this step for any other model either
+            # otherwise torch remembers the failure, and does not compile this step for any other model either
             th.compiler.reset()
             cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
             warnings.warn(f"`compile=True` does not work here, training goes on without it ({cause})", stacklevel=2)
             self.compiled_step = self._step
-            terms = self.compiled_step(*arguments)
+            step = self.compiled_step(*arguments)
         self._checked_sizes.add(size)
-        return terms
+        return step
 
     def _step(
         self,
         vectors: tuple[th.Tensor, ...],
-        batch: GroupRolloutBufferSamples,
+        batch: Rollout,
         learning_rate: th.Tensor,
         clip_range: th.Tensor,
         clip_range_vf: th.Tensor | None,
-    ) -> UpdateTerms:
-        def loss(parameters: list[th.Tensor]) -> tuple[th.Tensor, UpdateTerms]:
+    ) -> UpdateStep:
+        def loss(parameters: list[th.Tensor]) -> tuple[th.Tensor, UpdateStep]:
             named = {f"policy.{name}": parameter for name, parameter in zip(self.names, parameters, strict=True)}
+            arguments = (self.objective, batch, clip_range, clip_range_vf)
             # SB3 registers a shared features extractor under three names: to replace it once is enough
-            terms = th.func.functional_call(self.function, named, (batch, clip_range, clip_range_vf), tie_weights=False)
-            return terms.loss, terms.judge(self.max_kl)
+            terms = th.func.functional_call(self.function, named, arguments, tie_weights=False)
+            return terms.loss, UpdateStep.of(terms, self.max_kl)
 
-        gradients, terms = th.func.grad(loss, has_aux=True)(self._unflatten(vectors[0]))
-        gradient, norm = self._clip(gradients)
-        terms = terms.with_gradient(norm)
+        gradients, step = th.func.grad(loss, has_aux=True)(self.unflatten(vectors[0]))
+        gradient, norm = self.clip(gradients)
+        step = step.with_gradient(norm)
         new = adam_step(vectors[:4], gradient, learning_rate, self.settings)
         for vector, value in zip(vectors, (*new, gradient), strict=True):
-            vector.copy_(th.where(terms.accepted, value, vector))
-        return terms
+            vector.copy_(th.where(step.accepted, value, vector))
+        return step
+
+
+class _PolicyFunction(nn.Module):
+    """Make the loss a function of the policy's parameters, for ``torch.func.functional_call``."""
+
+    def __init__(self, policy: GroupActorCriticPolicy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, objective: PPOObjective, *args: Any) -> LossTerms:
+        return objective(self.policy, *args)
 
 
 def adam_step(
@@ -366,7 +420,9 @@ def skip_guards() -> AbstractContextManager[None]:
 
 def trained_parameters(policy: GroupActorCriticPolicy) -> dict[str, nn.Parameter]:
     """
-    :return: the parameters that the policy's optimizer changes, by name, in the policy's order
+    Return the parameters that the policy's optimizer changes, by name, in the policy's order.
+
+    :param policy: the policy
     """
     known = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
     return {name: p for name, p in policy.named_parameters() if id(p) in known and p.requires_grad}
@@ -374,7 +430,9 @@ def trained_parameters(policy: GroupActorCriticPolicy) -> dict[str, nn.Parameter
 
 def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
     """
-    :return: whether :class:`CompiledUpdate` can take the place of this optimizer
+    Return whether :class:`CompiledUpdate` can take the place of an optimizer.
+
+    :param optimizer: the optimizer
     """
     settings = optimizer.param_groups[0]
     unusual = ("amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
@@ -383,8 +441,11 @@ def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
 
 def takes_plain_steps(policy: GroupActorCriticPolicy) -> bool:
     """
-    :return: whether :class:`FlatUpdate` does what the policy's optimizer would do: every parameter moves at each step, all
-        by the same rule, and nobody looks on
+    Return whether :class:`FlatStepper` does what the policy's optimizer would do.
+
+    That is so if every parameter moves at each step by the same rule, and no hook is called.
+
+    :param policy: the policy
     """
     optimizer = policy.optimizer
     if not is_plain_adam(optimizer) or optimizer.param_groups[0]["weight_decay"] or "step" in vars(optimizer):
@@ -397,14 +458,19 @@ def takes_plain_steps(policy: GroupActorCriticPolicy) -> bool:
 
 def has_hooks(policy: GroupActorCriticPolicy) -> bool:
     """
-    :return: whether hooks are registered on parameters of the policy
+    Return whether hooks are registered on parameters of a policy.
+
+    :param policy: the policy
     """
     return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in policy.parameters())
 
 
 def check_plain_adam(optimizer: th.optim.Optimizer) -> None:
     """
-    :raises ValueError: if the optimizer is another one
+    Refuse an optimizer whose step cannot be compiled.
+
+    :param optimizer: the optimizer
+    :raises ValueError: if it is not plain Adam
     """
     if not is_plain_adam(optimizer):
         raise ValueError(
@@ -413,13 +479,22 @@ def check_plain_adam(optimizer: th.optim.Optimizer) -> None:
         )
 
 
-class _LossModule(nn.Module):
-    """Makes the loss a function of the policy's parameters, for ``torch.func.functional_call``."""
+def make_eager_update(
+    policy: GroupActorCriticPolicy, objective: PPOObjective, max_grad_norm: float, max_kl: float | None
+) -> EagerUpdate:
+    """
+    Choose the fastest stepper that does what the policy's optimizer would do.
 
-    def __init__(self, policy: GroupActorCriticPolicy, loss: LossFunction):
-        super().__init__()
-        self.policy = policy
-        self.loss = loss
-
-    def forward(self, *args: Any) -> UpdateTerms:
-        return self.loss(*args)
+    :param policy: the policy to train
+    :param objective: loss of a minibatch
+    :param max_grad_norm: the gradient is scaled down to this norm
+    :param max_kl: no step is taken beyond this KL divergence, nats; ``None``: no limit
+    """
+    if has_hooks(policy):
+        stepper: Stepper = HookedStepper(policy, max_grad_norm)
+    elif policy.n_heads > 1 and takes_plain_steps(policy):
+        stepper = FlatStepper(policy, max_grad_norm)
+    else:
+        # with one head PPO's arithmetic to the last bit
+        stepper = OptimizerStepper(policy, max_grad_norm)
+    return EagerUpdate(policy, objective, stepper, max_kl)

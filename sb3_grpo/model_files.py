@@ -1,0 +1,239 @@
+"""Model files: PPO whose files are complete whenever the process is killed, and hold what training needs beside weights."""
+
+import copy
+import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.save_util import load_from_zip_file, open_path
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+
+from sb3_grpo.arguments import GroupArguments, refuse_change
+from sb3_grpo.grouping import default_groups
+from sb3_grpo.heads import n_heads_in
+from sb3_grpo.policies import GroupActorCriticPolicy
+from sb3_grpo.regroup_plan import RegroupEvent
+from sb3_grpo.regrouping import Regrouper
+from sb3_grpo.reward_scale import RewardScale
+from sb3_grpo.routing import make_router
+from sb3_grpo.saving import (
+    HISTORY,
+    TRAINING_STATE,
+    check_tensors,
+    complete_file,
+    optimizer_tensors,
+    read_attributes,
+    read_tensors,
+    read_training_state,
+    restore_optimizer,
+    to_bytes,
+    write_safetensors,
+)
+
+SelfModelFiles = TypeVar("SelfModelFiles", bound="ModelFiles")
+
+
+class ModelFiles(GroupArguments, PPO):
+    """
+    PPO that saves and loads groups.
+
+    A file is SB3's zip file with one entry more, which ``PPO.load`` ignores: tensors that training goes on with (the cells of
+    each group, the router, ages, probes, scales of rewards). With one group all else in it is as PPO would have saved it.
+    """
+
+    policy: GroupActorCriticPolicy
+    regrouper: Regrouper | None
+    reward_scale: RewardScale
+    normalize_advantage: bool | Literal["group"]  # type: ignore[assignment]  # PPO knows two values, here are three
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.regroup_history: list[RegroupEvent] = []
+        self.first_grouping: list[int] = []  # group of each cell before the first event
+        self._saved_groups: list[int] = []  # group of each cell when the model was saved
+        self._built_groups: dict[str, Any] = {}  # what load() must not change
+        self._group_seed: int | None = None
+        super().__init__(*args, **kwargs)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # a saved model holds plain lists
+        self.regroup_history = [RegroupEvent.from_json(event) for event in self.regroup_history]
+
+    def _make_group_kwargs(self) -> dict[str, Any]:
+        """
+        Return the policy's arguments that decide groups and heads, and remember them for the next :meth:`load`.
+
+        :raises ValueError: if the model is a saved one whose parameters would change their meaning
+        """
+        if self._group_seed is None:
+            # drawn from no generator: PPO would draw other numbers afterwards
+            self._group_seed = th.initial_seed() % 2**32 if self.seed is None else self.seed
+        built = self._built_groups
+        n_groups, max_groups = (built.get(name, getattr(self, name)) for name in ("n_groups", "max_groups"))
+        kwargs = default_groups(self.router, self.router_kwargs, n_groups, max_groups, can_split=self.split_kl is not None)
+        router = make_router(self.router, self.observation_space, kwargs["router_kwargs"])
+        fixed = dict(n_groups=self.n_groups, max_groups=self.max_groups, **router.settings())
+        fixed["router"] = self.router if isinstance(self.router, str) else "a callable"
+        refuse_change(built, fixed)
+        # a model that was saved with scaled values keeps them
+        scale_values = built.get("scale_values", False) or self.normalize_advantage == "group"
+        self._built_groups = {**fixed, "scale_values": scale_values}
+        # another number of heads would be another compilation
+        all_heads = bool(self.compile)
+        own = dict(router=self.router, group_seed=self._group_seed, scale_values=scale_values, all_heads=all_heads)
+        return {**kwargs, **own}
+
+    def training_state(self) -> dict[str, th.Tensor]:
+        """
+        Collect the tensors that training goes on with, but that are neither parameters nor the optimizer's.
+
+        :return: the tensors themselves, by name
+        """
+        modules: dict[str, th.nn.Module | None] = {"grouping": self.policy.grouping, "value_scale": self.policy.value_scale}
+        modules |= {"reward_scale": self.reward_scale, "regrouper": self.regrouper}
+        state: dict[str, th.Tensor] = {}
+        for prefix, module in modules.items():
+            if module is not None:
+                state |= {f"{prefix}.{name}": buffer for name, buffer in module.named_buffers()}
+        # follows from the groups
+        del state["grouping.cell_to_head"]
+        return state
+
+    def _restore_training_state(self, state: dict[str, th.Tensor]) -> None:
+        """Copy the tensors of a file, whose shapes are those of this model."""
+        for name, tensor in self.training_state().items():
+            tensor.copy_(state[name])
+        self.policy.adopt_groups(self.policy.grouping.cell_to_group)
+
+    def save(
+        self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """
+        Save the model in a zip file, which is replaced when the new one is complete, also if the process is killed.
+
+        :param path: file, with or without ``.zip``, whose folders are made if they are missing; or an open file
+        :param exclude: names of attributes that are not saved, in addition to SB3's
+        :param include: names of attributes that are saved although they would not be
+        """
+        self._saved_groups = self.policy.grouping.cell_to_group.tolist()
+        content = io.BytesIO()
+        super().save(content, exclude, include)
+        with zipfile.ZipFile(content, "a") as archive:
+            archive.writestr(TRAINING_STATE, to_bytes(self.training_state()))
+        if not isinstance(path, (str, Path)):
+            # SB3 says what is wrong with a file that is closed or only read
+            open_path(path, "w").write(content.getbuffer())
+            return
+        path = Path(path)
+        path = path if path.suffix else path.with_name(f"{path.name}.zip")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as part:
+            part.write_bytes(content.getbuffer())
+
+    @classmethod
+    def load(
+        cls: type[SelfModelFiles],
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfModelFiles:
+        """
+        Load a model from a zip file; as in SB3 this can run code that the file contains.
+
+        Load only files that you trust. For others build the model with its arguments and call :meth:`load_tensors`, which
+        reads numbers only.
+
+        :param path: file, or an open file
+        :param env: environment to train in; ``None``: none, enough for ``predict``. The number of environments may differ
+        :param device: as in the constructor
+        :param custom_objects: objects to use instead of those in the file, by name
+        :param print_system_info: print the versions of the packages of the saved model and of this process
+        :param force_reset: reset the environment before training goes on
+        :param kwargs: arguments of the constructor that are to be changed, with the same checks
+        :return: the model
+        :raises ValueError: if the file is one of another algorithm or of an earlier version, or an argument that is to be
+            changed is out of its range or decides the meaning of the saved groups
+        """
+        saved, state = read_attributes(path), read_training_state(path, "cpu")
+        if state is None or "regroup_history" not in saved:
+            raise ValueError(
+                f"`path` must be a file of GRPO, got one of another algorithm (such as PPO) or of an earlier version: {path}. "
+                "To begin with what PPO has learnt, build a GRPO model and call its set_parameters(path): every group gets a "
+                "copy of PPO's head."
+            )
+        if unknown := sorted(kwargs.keys() - saved.keys()):
+            raise ValueError(f"`load` can change arguments of {cls.__name__}, got {unknown}, which it does not have")
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model._restore_training_state(state)
+        return model
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Copy the parameters of a saved model, or of ``get_parameters()``, into this one.
+
+        The parameters may be PPO's, or those of GRPO with one group: then every group gets a copy of their head. If there
+        are several groups, the optimizer begins anew, since the moments of one head do not fit them.
+
+        :param load_path_or_dict: zip file, or dictionary of ``state_dict()``
+        :param exact_match: whether all names must be there
+        :param device: device to load the file to
+        """
+        params: Any = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        if self.policy.n_heads > 1 and n_heads_in(params.get("policy", {})) == 1:
+            empty = {**self.policy.optimizer.state_dict(), "state": {}}
+            params = {**params, "policy.optimizer": empty}
+        super().set_parameters(params, exact_match, device)
+        # the file may have been that of a model with heads in reserve, or this model has them
+        self.policy.hold_heads(self.policy.grouping.all_heads)
+
+    def save_tensors(self, path: str | Path) -> None:
+        """
+        Write weights, optimizer state, groups and history into a safetensors file, which holds no code.
+
+        :param path: file to write
+        :raises ImportError: if the package safetensors is not installed
+        """
+        write_safetensors(Path(path), self._tensors(self.policy), {name: getattr(self, name) for name in HISTORY})
+
+    def load_tensors(self, path: str | Path) -> None:
+        """
+        Take over weights, optimizer state, groups and history from a file without running code that it may contain.
+
+        :param path: zip file of :meth:`save`, or safetensors file of :meth:`save_tensors`, of a model that was built with the
+            same arguments
+        :raises ValueError: if the file does not fit this model; the model is left as it was
+        """
+        tensors, history = read_tensors(Path(path), str(self.device))
+        events = [RegroupEvent.from_json(event) for event in history["regroup_history"]]
+        groups = tensors.get("grouping.cell_to_group", self.policy.grouping.cell_to_group)
+        trial = copy.deepcopy(self.policy)
+        if groups.shape == trial.grouping.cell_to_group.shape:
+            trial.adopt_groups(groups)
+        check_tensors(tensors, self._tensors(trial), trial.optimizer)
+        self.policy.adopt_groups(groups)
+        self.policy.load_state_dict({name: tensors[f"policy/{name}"] for name in self.policy.state_dict()})
+        restore_optimizer(self.policy.optimizer, tensors)
+        self._restore_training_state(tensors)
+        self.regroup_history, self.num_timesteps = events, int(history["num_timesteps"])
+        self.first_grouping = [int(group) for group in history["first_grouping"]]
+
+    def _tensors(self, policy: GroupActorCriticPolicy) -> dict[str, th.Tensor]:
+        """
+        Collect all that is to be saved and is a tensor.
+
+        :param policy: the policy to take parameters and optimizer from
+        """
+        parameters = {f"policy/{name}": tensor for name, tensor in policy.state_dict().items()}
+        return {**parameters, **optimizer_tensors(policy.optimizer), **self.training_state()}

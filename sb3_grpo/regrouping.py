@@ -1,0 +1,255 @@
+"""Regrouping: observe what cells ask for, measure how groups differ, merge and split them."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution, TanhBijector
+from torch import nn
+
+from sb3_grpo.buffers import GroupBufferMixin, Rollout
+from sb3_grpo.distributions import make_action_distribution
+from sb3_grpo.interrupts import interrupts_delayed
+from sb3_grpo.policies import GroupActorCriticPolicy
+from sb3_grpo.probes import N_FOLDS, Probes
+from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split, plan_regrouping
+
+# Numbers in the outputs of all heads that are computed at once
+MAX_OUTPUTS = 2**22
+# Defaults of regroup_freq and regroup_warmup
+REGROUP_STEPS = 2048
+WARMUP_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class RegroupRule:
+    """
+    Thresholds and times of regrouping.
+
+    :param merge_kl: groups that differ by less are merged, nats; ``None``: never
+    :param split_kl: groups that contradict themselves by more are split, nats; ``None``: never
+    :param probe_kl_coef: coefficient of the KL divergence from the group's head in the objective of the probes, above 0
+    :param freq: the groups are looked at every so many rollouts
+    :param warmup: rollouts before a group may be merged
+    """
+
+    merge_kl: float | None
+    split_kl: float | None
+    probe_kl_coef: float
+    freq: int
+    warmup: int
+
+    @classmethod
+    def of(
+        cls,
+        merge_kl: float | None,
+        split_kl: float | None,
+        probe_kl_coef: float,
+        freq: int | None,
+        warmup: int | None,
+        rollout_steps: int,
+    ) -> "RegroupRule":
+        """
+        Fill in the defaults of ``freq`` and ``warmup``, which are in steps because rollouts differ in length.
+
+        :param merge_kl: as in the class
+        :param split_kl: as in the class
+        :param probe_kl_coef: as in the class
+        :param freq: rollouts; ``None``: as many as make about ``REGROUP_STEPS`` steps
+        :param warmup: rollouts; ``None``: as many as make ``WARMUP_STEPS`` steps, but at least 5
+        :param rollout_steps: steps of one rollout
+        """
+        freq = max(1, round(REGROUP_STEPS / rollout_steps)) if freq is None else freq
+        warmup = max(5, math.ceil(WARMUP_STEPS / rollout_steps)) if warmup is None else warmup
+        return cls(merge_kl, split_kl, probe_kl_coef, freq, warmup)
+
+    @property
+    def changes_groups(self) -> bool:
+        """Whether groups may be merged or split."""
+        return self.merge_kl is not None or self.split_kl is not None
+
+
+class Regrouper(nn.Module):
+    """
+    Keeper of the probes, from which it decides which groups are merged and split.
+
+    :param policy: the policy whose groups it changes
+    """
+
+    def __init__(self, policy: GroupActorCriticPolicy):
+        super().__init__()
+        n_cells = policy.grouping.router.n_cells
+        # gSDE's marginal distribution is Gaussian
+        actions = make_action_distribution(policy.action_space, use_sde=False)
+        self.probes = Probes(policy.mlp_extractor.latent_dim_pi, policy.n_action_outputs, n_cells, actions)
+
+    def observe(
+        self,
+        policy: GroupActorCriticPolicy,
+        buffer: GroupBufferMixin,
+        cells: th.Tensor,
+        n_rollouts: int,
+        scale_by_cell: bool,
+    ) -> None:
+        """
+        Have the probes learn from a rollout, and the groups become one rollout older.
+
+        :param policy: the policy that collected the rollout
+        :param buffer: the complete rollout
+        :param cells: cell of each step, shape ``(B,)``
+        :param n_rollouts: rollouts before this one
+        :param scale_by_cell: normalise the advantages of each cell by themselves
+        """
+        rollout = buffer.samples()
+        latent = rollout_latents(policy, rollout)
+        actions = rollout.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else rollout.actions
+        # environments take turns, so that in one rollout all steps of an environment are in the same fold
+        folds = (th.arange(buffer.n_envs, device=latent.device) + n_rollouts) % N_FOLDS
+        heads = policy.grouping.cell_to_head[cells]
+        gradient = grad_log_prob(policy, latent, heads, actions)
+        with interrupts_delayed():
+            self.probes.learn(
+                latent,
+                gradient,
+                # one-step errors: those of many steps are noisier, and the noise of neighbouring steps is the same
+                buffer.td_errors(),
+                cells,
+                folds.repeat_interleave(buffer.buffer_size),
+                scale_by_cell,
+            )
+            policy.grouping.age += 1
+
+    def due(self, rule: RegroupRule, n_rollouts: int) -> bool:
+        """
+        Return whether the groups are looked at before the next rollout.
+
+        :param rule: thresholds and times
+        :param n_rollouts: rollouts so far
+        """
+        return rule.changes_groups and n_rollouts % rule.freq == 0 and bool((self.probes.cells >= 0).any())
+
+    def measure(self, policy: GroupActorCriticPolicy, rule: RegroupRule) -> Divergences:
+        """
+        Measure how groups and cells differ, by what the probes have learnt.
+
+        :param policy: the policy
+        :param rule: thresholds and times
+        """
+
+        def outputs(latent: th.Tensor, groups: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+            return head_outputs(policy, latent, [policy.grouping.heads.index(group) for group in groups.tolist()])
+
+        mergeable = policy.grouping.age >= rule.warmup
+        with th.no_grad():
+            return self.probes.measure(
+                policy.grouping.cell_to_group, rule.probe_kl_coef, outputs, mergeable, rule.merge_kl, rule.split_kl
+            )
+
+    def regroup(
+        self, policy: GroupActorCriticPolicy, rule: RegroupRule, record: Callable[[Merge | Split], None]
+    ) -> Divergences:
+        """
+        Merge and split groups until nothing is left to do.
+
+        :param policy: the policy; changed in place
+        :param rule: thresholds and times
+        :param record: called after each event; an interrupt waits until it has returned
+        :return: how groups and cells differ afterwards
+        """
+        divergences, grouping = self.measure(policy, rule), policy.grouping
+        # an event changes what is alike: measure again
+        for _ in range(grouping.max_groups):
+            mergeable = grouping.age >= rule.warmup
+            events = plan_regrouping(divergences, grouping.cell_to_group, mergeable, rule.merge_kl, rule.split_kl)
+            if not events:
+                break
+            for event in events:
+                with interrupts_delayed():
+                    policy.regroup(event)
+                    record(event)
+            divergences = self.measure(policy, rule)
+        return divergences
+
+
+def as_regroup_event(event: Merge | Split, timestep: int, cell_to_group: list[int]) -> RegroupEvent:
+    """
+    Describe an event as ``model.regroup_history`` keeps it.
+
+    :param event: what happened
+    :param timestep: environment steps so far
+    :param cell_to_group: group of each cell afterwards
+    """
+    if isinstance(event, Merge):
+        return RegroupEvent(timestep, "merge", (event.keep, event.dropped), event.kl, cell_to_group)
+    return RegroupEvent(timestep, "split", (event.group, event.new_group), event.kl, cell_to_group)
+
+
+def rollout_latents(policy: GroupActorCriticPolicy, rollout: Rollout) -> th.Tensor:
+    """
+    Compute the output of the actor's trunk for a rollout.
+
+    :param policy: the policy, in training mode before and after
+    :param rollout: ``B`` steps
+    :return: shape ``(B, latent_dim)``
+    """
+    # dropout and batch normalisation must neither draw random numbers nor learn here
+    policy.set_training_mode(False)
+    with th.no_grad():
+        latent = policy.grouping.router.map_parts(policy.latent_pi, rollout.observations)
+    policy.set_training_mode(True)
+    return latent
+
+
+def head_outputs(policy: GroupActorCriticPolicy, latent_pi: th.Tensor, heads: list[int]) -> tuple[th.Tensor, th.Tensor | None]:
+    """
+    Compute the outputs of several action heads for the same latent vectors.
+
+    :param policy: the policy
+    :param latent_pi: output of the actor's trunk, shape ``(B, latent_dim)``
+    :param heads: indices of ``H`` heads
+    :return: shape ``(B, H, n)``, and for Box actions the logarithms of their standard deviations (with gSDE those of its
+        marginal distribution), same shape
+    """
+    outputs, shape = policy.action_net(latent_pi), (policy.n_heads, policy.n_action_outputs)
+    log_std: Any = getattr(policy, "log_std", None)
+    if isinstance(policy.action_dist, StateDependentNoiseDistribution):
+        normal = policy.action_dist.proba_distribution(outputs, log_std, latent_pi).distribution
+        log_std = normal.stddev.log().unflatten(1, shape)
+    elif log_std is not None:
+        log_std = log_std.view(shape).expand(len(outputs), *shape)
+    return outputs.unflatten(1, shape)[:, heads], None if log_std is None else log_std[:, heads]
+
+
+def grad_log_prob(policy: GroupActorCriticPolicy, latent_pi: th.Tensor, heads: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    """
+    Compute the gradient of the log-likelihood of actions with respect to the outputs of the action head.
+
+    :param policy: the policy
+    :param latent_pi: output of the actor's trunk at ``B`` steps, shape ``(B, latent_dim)``
+    :param heads: index of the head of each step, shape ``(B,)``
+    :param actions: that were taken, shape ``(B, ...)``
+    :return: shape ``(B, n)``; for Box actions in units of the standard deviation
+    """
+    if policy.use_sde and policy.squash_output:
+        # the distribution is that of what tanh is applied to
+        actions = TanhBijector.inverse(actions)
+    distribution = make_action_distribution(policy.action_space, use_sde=False)
+
+    def gradient(latent: th.Tensor, heads: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        every = th.arange(len(heads), device=heads.device)
+        with th.no_grad():
+            outputs, log_std = head_outputs(policy, latent, list(range(policy.n_heads)))
+            outputs, log_std = outputs[every, heads], None if log_std is None else log_std[every, heads]
+        with th.enable_grad():
+            outputs.requires_grad_()
+            log_prob = distribution.log_prob(distribution.params(outputs, log_std), actions)
+            found = th.autograd.grad(log_prob.sum(), outputs)[0]
+        return found if log_std is None else found * log_std.exp()
+
+    # all heads are computed: for many actions the whole rollout at once would need much memory
+    size = max(1, MAX_OUTPUTS // (policy.n_heads * policy.n_action_outputs))
+    parts = zip(latent_pi.split(size), heads.split(size), actions.split(size), strict=True)
+    return th.cat([gradient(*part) for part in parts])
