@@ -203,7 +203,7 @@ RULES = {
     "split_kl": or_none(NOT_NEGATIVE),
     "regroup_freq": or_none(integer_from(1)),
     "regroup_warmup": or_none(integer_from(0)),
-    "probe_leash": Rule("finite and above 0", lambda value: is_number(value) and 0 < value < math.inf),
+    "probe_kl_coef": Rule("finite and above 0", lambda value: is_number(value) and 0 < value < math.inf),
     "compile": FLAG,
 }
 

@@ -15,9 +15,9 @@ from stable_baselines3.common.logger import HumanOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_grpo.evaluation import EpisodeCollector, GroupEvaluation, TaskLabel, check_count, enough_episodes
-from sb3_grpo.grouping import Divergences, Merge, RegroupEvent, Split, plan_regrouping
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.plots import draw_kl, draw_timeline, new_figure, timeline_height
+from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split, plan_regrouping
 from sb3_grpo.saving import complete_file
 from sb3_grpo.tensorboard import tensorboard_outputs
 
@@ -278,7 +278,7 @@ class RegroupCallback(BaseCallback):
     def _apply(self, event: Merge | Split) -> None:
         model = self._grpo
         if isinstance(event, Merge):
-            kind, groups = "merge", (event.keep, event.gone)
+            kind, groups = "merge", (event.keep, event.dropped)
         else:
             kind, groups = "split", (event.group, event.new_group)
         with interrupts_delayed():
@@ -352,7 +352,7 @@ def measure_groups(model: Any) -> Divergences:
     with th.no_grad():
         mature = policy.group_age >= model.warmup_rollouts
         return probes.measure(
-            policy.cell_to_group, model.probe_leash, policy.head_outputs, mature, model.merge_kl, model.split_kl
+            policy.cell_to_group, model.probe_kl_coef, policy.head_outputs, mature, model.merge_kl, model.split_kl
         )
 
 

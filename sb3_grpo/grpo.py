@@ -29,12 +29,12 @@ from sb3_grpo.arguments import (
 )
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, GroupRolloutBufferSamples
 from sb3_grpo.callbacks import RegroupCallback, contains_callback
-from sb3_grpo.grouping import RegroupEvent
 from sb3_grpo.heads import split_heads
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.losses import GroupBalance, approx_kl, balance_groups, clipped_surrogate, group_means, group_std
 from sb3_grpo.policies import CnnPolicy, GroupActorCriticPolicy, MlpPolicy, MultiInputPolicy
 from sb3_grpo.probes import N_FOLDS
+from sb3_grpo.regroup_plan import RegroupEvent
 from sb3_grpo.reward_units import RewardRecorder
 from sb3_grpo.routing import NonFiniteError, make_router
 from sb3_grpo.saving import (
@@ -147,7 +147,7 @@ class GRPO(PPO):
     :param regroup_warmup: rollouts before a group may be merged: equal heads are alike because they have not had the
         time to differ. ``None``: as many as make 10,000 steps, but at least 5. The groups of the random router,
         of which nobody has said that they differ, do not wait.
-    :param probe_leash: coefficient of the KL divergence that holds probes to their group's head, above 0, typically
+    :param probe_kl_coef: coefficient of the KL divergence that holds probes to their group's head, above 0, typically
         0.03 to 0.2: half of it makes all contradictions four times as large
     :param compile: compile the update with ``torch.compile``: several times faster after half a minute of
         compilation (see docs/performance.md for when that pays). Results agree within rounding.
@@ -203,7 +203,7 @@ class GRPO(PPO):
         split_kl: float | None = 0.3,
         regroup_freq: int | None = None,
         regroup_warmup: int | None = None,
-        probe_leash: float = 0.05,
+        probe_kl_coef: float = 0.05,
         compile: bool = False,
     ):
         check_arguments(locals())
@@ -246,7 +246,7 @@ class GRPO(PPO):
         self.split_kl = split_kl
         self.regroup_freq = regroup_freq
         self.regroup_warmup = regroup_warmup
-        self.probe_leash = probe_leash
+        self.probe_kl_coef = probe_kl_coef
         self.regroup_history: list[RegroupEvent] = []
         self.first_grouping: list[int] = []  # group of each cell before the first event
         self.compile = compile
@@ -571,7 +571,7 @@ class GRPO(PPO):
         latent = self._rollout_latents(rollout)
         return dict(
             latent=latent,
-            score=policy.score(latent, rollout.groups, self._actions(rollout)),
+            grad_log_prob=policy.score(latent, rollout.groups, self._actions(rollout)),
             # an advantage of many steps has more noise, and the noise of neighbouring steps is the same
             advantages=buffer.td_errors(),
             cells=buffer.cells,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch as th
 
-from sb3_grpo.grouping import RegroupEvent
+from sb3_grpo.regroup_plan import RegroupEvent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

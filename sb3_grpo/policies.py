@@ -33,11 +33,11 @@ from sb3_grpo.distributions import (
     make_action_family,
     repeat_linear,
 )
-from sb3_grpo.grouping import Merge, Split, apply_plan
 from sb3_grpo.heads import HEAD_DIMS, copy_head, merge_heads, only_head, repeat_heads, split_heads
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.losses import MIN_SCALE, group_means
 from sb3_grpo.probes import Probes
+from sb3_grpo.regroup_plan import Merge, Split, apply_plan
 from sb3_grpo.reward_units import RewardUnits
 from sb3_grpo.routing import NonFiniteError, make_router
 
@@ -318,20 +318,20 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
 
         An interrupt waits until the event is complete.
 
-        :param event: from :func:`sb3_grpo.grouping.plan_regrouping`
+        :param event: from :func:`sb3_grpo.regroup_plan.plan_regrouping`
         """
         with interrupts_delayed():
             self._regroup(event)
 
     def _regroup(self, event: Merge | Split) -> None:
         if isinstance(event, Merge):
-            both = th.tensor([event.keep, event.gone], device=self.device)
+            both = th.tensor([event.keep, event.dropped], device=self.device)
             share = th.tensor([event.share, 1 - event.share], device=self.device)
             # heads in different units have no average
             self.rescale_values(both, (share * self.value_scale[both].square()).sum().sqrt().expand(2))
             self.value_steps[event.keep] = self.value_steps[both].sum()
-            merge_heads(self, event.keep, event.gone, event.share, self.max_groups)
-            self.group_age[event.keep] = self.group_age[[event.keep, event.gone]].min()
+            merge_heads(self, event.keep, event.dropped, event.share, self.max_groups)
+            self.group_age[event.keep] = self.group_age[[event.keep, event.dropped]].min()
         else:
             copy_head(self, event.group, event.new_group, self.max_groups)
             self.group_age[[event.group, event.new_group]] = 0
@@ -391,12 +391,19 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             return self.value_scale[self.only_group or 0]
         return self.value_scale.index_select(0, groups)
 
-    def head_outputs(self, latent_pi: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+    def head_outputs(self, latent_pi: th.Tensor, groups: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         """
+        Compute the outputs of the action heads of some groups.
+
         :param latent_pi: output of the actor's trunk, shape ``(B, latent_dim)``
-        :return: outputs of all action heads, shape ``(B, max_groups, n)``, and for Box actions the logarithms of
-            their standard deviations (with gSDE those of its marginal distribution), same shape
+        :param groups: shape ``(G,)``
+        :return: outputs of their action heads, shape ``(B, G, n)``, and for Box actions the log standard deviations (with
+            gSDE those of the marginal distribution), same shape
         """
+        outputs, log_std = self._all_head_outputs(latent_pi)
+        return outputs[:, groups], None if log_std is None else log_std[:, groups]
+
+    def _all_head_outputs(self, latent_pi: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         # a size of its own: of no latent vectors torch could not infer it
         outputs, shape = self.action_net(latent_pi), (self.max_groups, self._head_size("action_net"))
         if isinstance(self.action_dist, GroupStateDependentNoiseDistribution):
@@ -463,7 +470,7 @@ class GroupActorCriticPolicy(ActorCriticPolicy):
             actions = TanhBijector.inverse(actions)
         every = th.arange(len(groups), device=groups.device)
         with th.no_grad():
-            outputs, log_std = self.head_outputs(latent_pi)
+            outputs, log_std = self._all_head_outputs(latent_pi)
             outputs, log_std = outputs[every, groups], None if log_std is None else log_std[every, groups]
         with th.enable_grad():
             outputs.requires_grad_()
