@@ -1,4 +1,4 @@
-"""Evaluation by task: which of its jobs an agent can do."""
+"""Evaluate an agent task by task."""
 
 import math
 import numbers
@@ -16,16 +16,16 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_grpo.interrupts import interrupts_delayed
 
-# What an environment calls a task, a number or a name; or the number of a cell
+# Number or name of a task as the environment reports it, or number of a cell
 TaskLabel = Any
 
 
 class GroupEvaluation(NamedTuple):
-    """Returns of the episodes of one task or cell."""
+    """Statistics of the evaluated episodes of one task or cell."""
 
-    mean: float
-    std: float
-    mean_length: float
+    mean: float  # mean return
+    std: float  # population standard deviation of the returns
+    mean_length: float  # steps
     n_episodes: int
 
 
@@ -33,8 +33,8 @@ def env_has(env: VecEnv, *names: str) -> bool:
     """
     Tell whether all environments have these attributes or methods.
 
-    :param env: vectorised environments; those that do not implement ``get_attr``, as simulators on a GPU, have none
-    :param names: of attributes and methods
+    :param env: vectorised environments; if they do not implement ``has_attr``, as simulators on a GPU, the answer is no
+    :param names: names of attributes and methods
     """
     try:
         return all(env.has_attr(name) for name in names)
@@ -44,11 +44,11 @@ def env_has(env: VecEnv, *names: str) -> bool:
 
 class EpisodeCollector:
     """
-    Callback of SB3's ``evaluate_policy`` that notes to which task each episode belongs: ``info["task"]``, or
-    where the environment does not say, the cell in which the episode began.
+    Callback for SB3's ``evaluate_policy`` that records the return and length of each episode by task.
 
-    Where all environments draw their tasks at random and have ``set_task`` (as those of this package), the
-    tasks are played in turn instead, so that none is missed. Use it as a context manager.
+    The task of an episode is ``info["task"]``, or without it the cell of the episode's first observation. If all
+    environments draw their tasks at random and have ``set_task`` (as those of this package), the tasks are scheduled
+    round-robin while the callback is used as a context manager, so that every task is played.
 
     :param model: the agent; without ``info["task"]`` its policy needs a router
     :param env: the evaluation environments
@@ -57,48 +57,58 @@ class EpisodeCollector:
     def __init__(self, model: PolicyPredictor, env: VecEnv):
         self.model = model
         self.env = env
-        self.episodes: dict[TaskLabel, list[tuple[float, int]]] = {}  # return and length
+        self.episodes: dict[TaskLabel, list[tuple[float, int]]] = {}  # return and length of each episode
         self._first_cells = np.zeros(env.num_envs, dtype=int)
-        self._in_turn = draws_tasks(env)
+        self._round_robin = draws_tasks(env)
         self._n_scheduled = 0
 
     def __enter__(self) -> "EpisodeCollector":
         try:
-            for index in range(self.env.num_envs if self._in_turn else 0):
+            for index in range(self.env.num_envs if self._round_robin else 0):
                 self._schedule(index)
         except BaseException:
-            self._draw_again(suppress_dead=True)
+            self._restore_random_tasks(ignore_dead=True)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._draw_again(suppress_dead=error is not None)
+        self._restore_random_tasks(ignore_dead=error is not None)
 
-    def _draw_again(self, suppress_dead: bool) -> None:
+    def _restore_random_tasks(self, ignore_dead: bool) -> None:
         """
-        :param suppress_dead: say nothing of processes that have ended: Ctrl-C ends those of ``SubprocVecEnv``
+        Let the environments draw their tasks at random again.
+
+        :param ignore_dead: suppress the errors of processes that have ended, because Ctrl-C ends those of ``SubprocVecEnv``
         """
-        if self._in_turn:
-            with interrupts_delayed(), suppress(*((OSError, EOFError) if suppress_dead else ())):
+        if self._round_robin:
+            with interrupts_delayed(), suppress(*((OSError, EOFError) if ignore_dead else ())):
                 self.env.env_method("set_task", "random")
 
     def _schedule(self, index: int) -> None:
+        """Set the task of the next episode of an environment."""
         n_tasks = self.env.get_attr("n_tasks", indices=index)[0]
         self.env.env_method("set_task", self._n_scheduled % n_tasks, indices=index)
         self._n_scheduled += 1
 
     def __call__(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        """
+        Record one step of one environment, as ``evaluate_policy`` calls it.
+
+        :param locals_: local variables of ``evaluate_policy``
+        :param globals_: not used
+        :raises ValueError: if neither the environment nor the policy tells the task, or its label is invalid
+        """
         index, info = locals_["i"], locals_["info"]
         if locals_["current_lengths"][index] == 1:
-            # the task of the next episode, if another one of this environment counts
-            if self._in_turn and locals_["episode_counts"][index] + 1 < locals_["episode_count_targets"][index]:
+            # set the task of the next episode, unless this is the last one that counts in this environment
+            if self._round_robin and locals_["episode_counts"][index] + 1 < locals_["episode_count_targets"][index]:
                 self._schedule(index)
             if "task" not in info:
                 self._first_cells[index] = self._cells(locals_["observations"])[index]
-        # what evaluate_policy counts as an episode, and as its return
+        # episodes and returns exactly as evaluate_policy counts them
         if locals_["done"] and ("episode" in info or not locals_["is_monitor_wrapped"]):
-            plain = {"r": locals_["current_rewards"][index], "l": locals_["current_lengths"][index]}
-            episode = info["episode"] if locals_["is_monitor_wrapped"] else plain
+            unmonitored = {"r": locals_["current_rewards"][index], "l": locals_["current_lengths"][index]}
+            episode = info["episode"] if locals_["is_monitor_wrapped"] else unmonitored
             task = read_label(info.get("task", self._first_cells[index]))
             self.episodes.setdefault(task, []).append((float(episode["r"]), int(episode["l"])))
 
@@ -110,9 +120,7 @@ class EpisodeCollector:
             return policy.router(obs_as_tensor(observations, policy.device)).cpu().numpy()
 
     def summarize(self) -> dict[TaskLabel, GroupEvaluation]:
-        """
-        :return: evaluation of each task or cell met so far, numbers before names
-        """
+        """Return the statistics of each task or cell played so far, numbers sorted before names."""
         summary = {}
         for task, episodes in sorted(self.episodes.items(), key=lambda item: (isinstance(item[0], str), item[0])):
             returns, lengths = np.array(episodes).T
@@ -122,11 +130,12 @@ class EpisodeCollector:
 
 def read_label(task: Any) -> TaskLabel:
     """
-    :param task: what the environment reports as ``info["task"]``
-    :return: the same as a plain number or name
-    :raises ValueError: if it is neither
+    Return the label of a task as a Python number or string.
+
+    :param task: ``info["task"]``
+    :raises ValueError: if it is neither a finite number nor a string
     """
-    # a number of numpy or torch
+    # scalars of NumPy and torch have ndim 0
     label = task.item() if getattr(task, "ndim", None) == 0 else task
     if not isinstance(label, int | float | str) or (isinstance(label, float) and not math.isfinite(label)):
         raise ValueError(f'info["task"] must be a number or a name, got {task!r}')
@@ -135,7 +144,12 @@ def read_label(task: Any) -> TaskLabel:
 
 def check_count(name: str, value: Any, least: int) -> None:
     """
-    :raises ValueError: if an argument is not an integer of at least ``least``
+    Validate an argument that counts something.
+
+    :param name: name of the argument
+    :param value: its value
+    :param least: smallest valid value
+    :raises ValueError: if it is not an integer of at least ``least``
     """
     if not (isinstance(value, numbers.Integral) and int(value) >= least):
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
@@ -143,8 +157,9 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 def draws_tasks(env: VecEnv) -> bool:
     """
+    Tell whether all environments draw their tasks at random and let the task be set.
+
     :param env: vectorised environments
-    :return: whether all of them draw their tasks at random and can be told which one to play
     """
     if not env_has(env, "task_choice", "n_tasks", "set_task"):
         return False
@@ -153,12 +168,13 @@ def draws_tasks(env: VecEnv) -> bool:
 
 def enough_episodes(env: VecEnv, n_eval_episodes: int) -> int:
     """
-    Raise a number of episodes so that an evaluation meets what it is to compare.
+    Return the number of episodes, raised to the number of tasks or environments if it is smaller.
+
+    Every task is then evaluated: with tasks that can be set one episode of each is played, otherwise one in each
+    environment, because each may have a task of its own.
 
     :param env: the evaluation environments
-    :param n_eval_episodes: the number that was asked for, over all tasks
-    :return: at least one episode of each task where tasks can be chosen, elsewhere one of each environment, which may
-        have a task of its own
+    :param n_eval_episodes: number of episodes over all tasks
     :raises ValueError: if it is not an integer of at least 1
     """
     check_count("n_eval_episodes", n_eval_episodes, least=1)
@@ -174,19 +190,19 @@ def evaluate_groups(
     warn: bool = True,
 ) -> dict[TaskLabel, GroupEvaluation]:
     """
-    Evaluate an agent (of any SB3 algorithm) task by task.
+    Evaluate an agent of any SB3 algorithm task by task.
 
     :param model: the agent
-    :param env: environment that reports ``info["task"]``, a number or a name; otherwise the model needs a router, and
-        episodes are sorted by the cell in which they begin
-    :param n_eval_episodes: number of episodes, over all tasks, at least 1; a smaller number than there are tasks (where
-        the environment lets them be chosen) or environments is raised to that
+    :param env: environment that reports ``info["task"]``, a number or a name; without it the model needs a router, and
+        an episode counts for the cell of its first observation
+    :param n_eval_episodes: number of episodes over all tasks, at least 1; raised to the number of tasks (if they can be
+        set) or of environments if it is smaller
     :param deterministic: whether to use deterministic actions
-    :param warn: warn if the environment has no ``Monitor`` wrapper, as ``evaluate_policy`` does
-    :return: mean and standard deviation of the returns, mean length and number of the episodes of each task or
-        cell that was met, by the label that the environment gives the task
-    :raises ValueError: if `n_eval_episodes` is below 1, if neither the environment nor the model can tell tasks apart, or if
-        a label is neither a number nor a name
+    :param warn: whether to warn if the environment has no ``Monitor`` wrapper, as ``evaluate_policy`` does
+    :return: mean and standard deviation of the returns, mean length and number of episodes, by label of the task or number
+        of the cell, for those that were played
+    :raises ValueError: if ``n_eval_episodes`` is below 1, if there is neither ``info["task"]`` nor a router, or if a label is
+        neither a finite number nor a string
     """
     vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
     n_episodes = enough_episodes(vec_env, n_eval_episodes)

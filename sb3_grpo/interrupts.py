@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment at which everything fits together."""
+"""Delay Ctrl-C until related changes are complete."""
 
 import signal
 import threading
@@ -11,10 +11,10 @@ from typing import Any
 @contextmanager
 def interrupts_delayed() -> Iterator[None]:
     """
-    Delay Ctrl-C to the end of a context, so that what is changed in it is changed as a whole.
+    Delay Ctrl-C to the end of a context, so that it interrupts before or after the changes made there, not between them.
 
-    Only the main thread receives signals; in other threads, and where Ctrl-C is handled outside of Python, nothing is
-    delayed.
+    Only the main thread receives signals: in other threads, and where Ctrl-C is handled outside of Python, this does
+    nothing.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
@@ -22,10 +22,10 @@ def interrupts_delayed() -> Iterator[None]:
         return
     received: list[tuple[int, FrameType | None]] = []
 
-    def remember(number: int, frame: FrameType | None) -> Any:
+    def record(number: int, frame: FrameType | None) -> Any:
         received.append((number, frame))
 
-    signal.signal(signal.SIGINT, remember)
+    signal.signal(signal.SIGINT, record)
     try:
         yield
     finally:

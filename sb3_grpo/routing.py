@@ -1,4 +1,4 @@
-"""Routers: from an observation to its cell, the smallest unit of decisions that can be regrouped."""
+"""Route observations to cells, the smallest sets of decisions that can be regrouped."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,19 +12,19 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-# Observations with more dimensions are projected to this many before the random router compares them.
+# The random router projects observations with more dimensions to this many before it measures distances
 MAX_DISTANCE_DIM = 32
-# Rollouts are routed in parts of about this many numbers: a whole rollout of images as floats would not be small.
+# Rollouts are routed in parts of about this many numbers, because a whole rollout of images as floats needs too much memory
 MAX_CHUNK = 2**20
 
 
 class NonFiniteError(ValueError):
-    """Something is NaN or infinite: data, outputs of the policy, or the loss."""
+    """The error for data, policy outputs or losses that are NaN or infinite."""
 
 
 class Router(nn.Module, ABC):
     """
-    Maps a batch of observations to cells; the map never changes once fitted.
+    Route a batch of observations to cells; the map does not change once fitted.
 
     :param observation_space: space of the whole observation
     :param n_cells: number of cells
@@ -38,48 +38,49 @@ class Router(nn.Module, ABC):
         self.n_cells = n_cells
 
     def settings(self) -> dict[str, Any]:
-        """
-        :return: what decides the meaning of the cells, by the names of the user's arguments, as JSON has them
-        """
+        """Return the arguments that define the cells, under the user's names and as JSON-compatible values."""
         return {"n_cells": self.n_cells}
 
     @property
     def visible_space(self) -> spaces.Space:
-        """The part of the observation space that the policy's trunk sees."""
+        """Return the part of the observation space that the policy's trunk gets."""
         return self.observation_space
 
     def visible(self, obs: PyTorchObs) -> PyTorchObs:
         """
+        Return the part of the observations that the policy's trunk gets.
+
         :param obs: batch of whole observations
-        :return: the part that the policy's trunk sees
         """
         return obs
 
     @abstractmethod
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         """
+        Route a batch of observations.
+
         :param obs: batch of ``B`` observations, as the policy receives them
         :return: cells, shape ``(B,)``, integers in ``[0, n_cells)``
         """
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the map from observations to cells is final."""
+        """Tell whether the map from observations to cells is final."""
         return True
 
     def fit(self, obs: PyTorchObs, seed: int) -> None:
         """
-        Learn the cells from the observations of the first rollout; only the random router has to.
+        Fit the cells to the observations of the first rollout; only the random router needs it.
 
         :param obs: observations of a whole rollout
-        :param seed: seed of the router's own random numbers
+        :param seed: seed of the router's own generator, so that no global random numbers are drawn
         """
 
     def check(self, obs: PyTorchObs) -> None:
         """
-        Look at real observations before training starts.
+        Validate the first observations of the environments before training starts.
 
-        :param obs: first observations of the environments, not normalised
+        :param obs: batch of observations, not normalised
         :raises ValueError: if they cannot be routed
         """
         self.check_routed(obs)
@@ -87,19 +88,19 @@ class Router(nn.Module, ABC):
     @abstractmethod
     def check_routed(self, obs: PyTorchObs) -> None:
         """
-        Look at observations that have been, or are to be, routed.
+        Validate observations during training.
 
-        :param obs: batch of observations as the policy gets them, perhaps normalised
-        :raises ValueError: if they do not name a cell
+        :param obs: batch of observations as the policy receives them, possibly normalised
+        :raises ValueError: if they cannot be routed
         """
 
     def cells_of(self, obs: PyTorchObs) -> th.Tensor:
         """
-        Route a rollout.
+        Validate and route the observations of a rollout.
 
-        :param obs: batch of ``B`` observations as the policy gets them
-        :return: cells, shape ``(B,)``
-        :raises ValueError: if an observation does not name a cell
+        :param obs: batch of ``B`` observations as the policy receives them
+        :return: cells, shape ``(B,)``, integers in ``[0, n_cells)``
+        :raises ValueError: if they cannot be routed
         """
 
         def route(part: PyTorchObs) -> th.Tensor:
@@ -122,16 +123,18 @@ class Router(nn.Module, ABC):
             if start == 0:
                 total = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
                 result = mapped.new_empty(total, *mapped.shape[1:])
-            # into one tensor: small results between large observations would keep the allocator from using their memory again
+            # one preallocated tensor: small results allocated between large parts would fragment the memory
             result[start : start + len(mapped)] = mapped
             start += len(mapped)
         return result
 
     def parts(self, obs: PyTorchObs) -> Iterator[PyTorchObs]:
         """
+        Yield the observations in parts of about ``MAX_CHUNK`` numbers.
+
+        Numbers are counted after preprocessing: a Discrete observation counts as its one-hot vector.
+
         :param obs: batch of whole observations
-        :return: the same in parts of about ``MAX_CHUNK`` numbers, counted as the network gets them: a Discrete observation
-            is as long as it has values
         """
         size = max(1, MAX_CHUNK // max(1, spaces.flatdim(self.observation_space)))
         if isinstance(obs, dict):
@@ -143,12 +146,12 @@ class Router(nn.Module, ABC):
 
 class RandomRouter(Router):
     """
-    Voronoi cells around observations drawn at random from the first rollout, in coordinates
-    standardised by that rollout's mean and standard deviation. Images and observations of more than
-    ``MAX_DISTANCE_DIM`` dimensions are first projected at random (fixed).
+    Route each observation to the nearest of ``n_cells`` observations drawn at random from the first rollout.
 
-    The nearest centre ``c`` maximises ``c x - |c|^2 / 2``, so a fitted router is one affine map and an
-    argmax. Until it is fitted every step belongs to cell 0.
+    Coordinates are standardised by the mean and standard deviation of that rollout. Images and observations of more than
+    ``MAX_DISTANCE_DIM`` dimensions are first projected at random (fixed). The nearest centre ``c`` maximises
+    ``c x - |c|^2 / 2``, so a fitted router is an affine map followed by an argmax. Until it is fitted, every step belongs
+    to cell 0.
 
     :param observation_space: space of the whole observation
     :param n_cells: number of cells
@@ -174,7 +177,7 @@ class RandomRouter(Router):
         if not isinstance(preprocessed, dict):
             return preprocessed.flatten(1)
         assert isinstance(self.observation_space, spaces.Dict)
-        # in the order of the space: the keys of an observation may come in any order
+        # the order of the space, because the keys of an observation can come in any order
         return th.cat([preprocessed[key].flatten(1) for key in self.observation_space], dim=1)
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
@@ -198,12 +201,12 @@ class RandomRouter(Router):
         if self.is_fitted:
             return
         random = np.random.default_rng(seed)
-        # close to the mean, which keeps differences exact where observations are far from 0
+        # near the mean: without subtracting it, differences of observations far from 0 would lose precision
         offset = self._flat(next(self.parts(obs))).mean(dim=0)
         projection = self._projection(random, len(offset)).to(offset.device)
         points = self.map_parts(lambda part: (self._flat(part) - offset) @ projection, obs)
         mean, std = points.mean(dim=0), points.std(dim=0, correction=0)
-        # a coordinate that never moves says nothing: leave it out instead of dividing by nothing
+        # constant coordinates are left out, which avoids a division by 0
         inverse_std = th.where(std > 1e-6, 1 / std, 0.0)
         drawn = random.choice(len(points), size=self.n_cells, replace=len(points) < self.n_cells)
         centres = (points[th.as_tensor(drawn, device=points.device)] - mean) * inverse_std
@@ -222,11 +225,11 @@ class RandomRouter(Router):
 
 class OneHotRouter(Router):
     """
-    The cell is the hot column of a one-hot block in a flat Box observation.
+    Route by the hot column of a one-hot block in a flat Box observation.
 
     :param observation_space: Box with one dimension
     :param columns: ``(start, stop)`` of the block, as in a Python slice
-    :param hide: keep the block from the policy's trunk
+    :param hide: remove the block from what the policy's trunk gets
     """
 
     def __init__(self, observation_space: spaces.Space, columns: tuple[int, int], hide: bool = False):
@@ -261,13 +264,13 @@ class OneHotRouter(Router):
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         assert isinstance(obs, th.Tensor)
-        # the largest entry: VecNormalize moves the ones and zeros, but not past each other
+        # argmax, because VecNormalize changes the values of the block but not which one is the largest
         return obs[:, self.columns].argmax(dim=1)
 
     def check_routed(self, obs: PyTorchObs) -> None:
         assert isinstance(obs, th.Tensor)
         block = obs[:, self.columns]
-        # VecNormalize leaves the one above 0 (the mean of a column is below 1), and zeros at or below it
+        # VecNormalize subtracts a mean in [0, 1): the 1 stays above 0, and zeros end at or below 0
         hot = (block > 0).sum(dim=1) == 1
         if not hot.all():
             raise ValueError(
@@ -289,11 +292,11 @@ class OneHotRouter(Router):
 
 class DiscreteRouter(Router):
     """
-    The cell is the value of a Discrete entry of a Dict observation.
+    Route by the value of a Discrete entry of a Dict observation.
 
     :param observation_space: Dict
     :param key: name of the entry
-    :param hide: keep the entry from the policy's trunk
+    :param hide: remove the entry from what the policy's trunk gets
     """
 
     def __init__(self, observation_space: spaces.Space, key: str, hide: bool = False):
@@ -334,7 +337,7 @@ class DiscreteRouter(Router):
 
 class CallableRouter(Router):
     """
-    The cell is what a function of the observations says.
+    Route by a function of the observations.
 
     :param observation_space: space of the whole observation
     :param function: maps a batch of ``B`` observations (tensor, or dict of tensors) to ``B`` cells,
@@ -346,7 +349,7 @@ class CallableRouter(Router):
         super().__init__(observation_space, n_cells)
         self.function = function
 
-    @th.compiler.disable  # the user's function may do what cannot be compiled
+    @th.compiler.disable  # the user's function can contain code that does not compile
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         first = next(iter(obs.values())) if isinstance(obs, dict) else obs
         given = self.function(as_collected(obs, self.observation_space))
@@ -358,7 +361,7 @@ class CallableRouter(Router):
         return cells.long()
 
     def check_routed(self, obs: PyTorchObs) -> None:
-        """What the function returns is checked whenever it is called."""
+        """Do nothing: the cells are validated at every call of the function."""
 
     def check(self, obs: PyTorchObs) -> None:
         entries = obs if isinstance(obs, dict) else {"": obs}
@@ -374,10 +377,12 @@ class CallableRouter(Router):
 
 def as_collected(obs: Any, space: spaces.Space) -> Any:
     """
-    :param obs: batch of ``B`` observations
+    Return observations with Discrete entries as the environments return them, as integers of shape ``(B,)``.
+
+    The rollout buffer stores these entries as columns of shape ``(B, 1)``.
+
+    :param obs: batch of ``B`` observations, a tensor or a dict of tensors
     :param space: their space
-    :return: the observations with Discrete entries as the environments give them, integers of shape ``(B,)``; the
-        rollout buffer keeps them as columns of shape ``(B, 1)``
     """
     if isinstance(space, spaces.Dict):
         return {key: as_collected(value, space[key]) for key, value in obs.items()}
@@ -386,10 +391,12 @@ def as_collected(obs: Any, space: spaces.Space) -> Any:
 
 def check_cells(cells: th.Tensor, batch: int, n_cells: int, origin: str) -> None:
     """
-    :param cells: what is to be checked: shape ``(batch,)``, integers in ``[0, n_cells)``
+    Validate cells.
+
+    :param cells: must have shape ``(batch,)`` and hold integers in ``[0, n_cells)``
     :param batch: number of observations
     :param n_cells: number of cells
-    :param origin: where the cells come from, for the message
+    :param origin: source of the cells, for the error message
     :raises ValueError: if the cells have another shape, type or range
     """
     if cells.shape != (batch,):
@@ -410,10 +417,12 @@ def make_router(
     router_kwargs: dict[str, Any] | None = None,
 ) -> Router:
     """
+    Make a router from the arguments ``router`` and ``router_kwargs``.
+
     :param router: ``"random"``, ``"one_hot"``, ``"discrete"``, or a function of a batch of observations
     :param observation_space: space of the whole observation
     :param router_kwargs: keyword arguments of the router
-    :raises ValueError: if the router is unknown, or its arguments do not fit it or the observation space
+    :raises ValueError: if the router is unknown, or its arguments are invalid for it or for the observation space
     """
     kwargs = router_kwargs or {}
     if isinstance(router, str) and router not in ROUTERS:

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside the curves: hyper-parameters, and which curves belong together."""
+"""Write TensorBoard's pages HPARAMS (hyper-parameters) and CUSTOM SCALARS (charts of several curves)."""
 
 import inspect
 import warnings
@@ -8,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 
-# CUSTOM SCALARS: category -> chart -> tags, or regular expressions of tags
+# CUSTOM SCALARS: category -> chart -> kind of chart and regular expressions of its tags
 LAYOUT: dict[str, dict[str, list[Any]]] = {
     "Returns": {
         "in training": ["Multiline", ["rollout/ep_rew_mean"]],
@@ -23,22 +23,22 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
         "KL divergences": ["Multiline", ["groups/kl_within", "groups/kl_between"]],
     },
     "Tasks drawn at reset": {
-        "odds": ["Multiline", [r"tasks/probability_\d+"]],
+        "probabilities": ["Multiline", [r"tasks/probability_\d+"]],
         "scores": ["Multiline", [r"tasks/score_\d+"]],
     },
 }
-# HPARAMS: the columns of results
+# HPARAMS: columns of metrics
 METRICS = ("rollout/ep_rew_mean", "eval/mean_reward", "eval/worst_reward")
-# Arguments of algorithms that say nothing about what is learnt
+# HPARAMS: arguments without influence on learning, left out
 NOT_SHOWN = ("self", "policy", "env", "tensorboard_log", "verbose", "_init_setup_model")
 
 
 class TensorBoardCallback(BaseCallback):
     """
-    Fills TensorBoard's pages HPARAMS (arguments of the model, beside its returns) and CUSTOM SCALARS (which curves belong
-    together), at the start of training. For any algorithm of SB3; ``GRPO`` adds one by itself where it logs to TensorBoard.
+    Write HPARAMS (arguments of the model and its returns) and CUSTOM SCALARS (charts) at the start of training.
 
-    If they cannot be written a warning says so, and training goes on.
+    Works with any algorithm of SB3. ``GRPO`` adds this callback by itself when it logs to TensorBoard. If writing fails, a
+    warning is issued and training continues.
     """
 
     def _on_training_start(self) -> None:
@@ -56,16 +56,20 @@ class TensorBoardCallback(BaseCallback):
 
 def tensorboard_outputs(logger: Logger) -> list[TensorBoardOutputFormat]:
     """
-    :param logger: of a model
-    :return: its writers of event files
+    Return the outputs of a logger that write TensorBoard event files.
+
+    :param logger: logger of a model
     """
     return [output for output in logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
 
 
 def read_hyperparameters(model: Any) -> dict[str, bool | float | str]:
     """
-    :param model: of any algorithm of SB3
-    :return: its class and number of environments, and the arguments of its constructor that it keeps under their names
+    Return the hyper-parameters of a model.
+
+    :param model: a model of any algorithm of SB3
+    :return: algorithm, policy class, number of environments, and the constructor's arguments that are attributes of the
+        same name
     """
     names = [name for name in inspect.signature(type(model).__init__).parameters if name not in NOT_SHOWN]
     values = {"algorithm": type(model).__name__, "policy": model.policy_class.__name__, "n_envs": model.n_envs}
@@ -74,7 +78,7 @@ def read_hyperparameters(model: Any) -> dict[str, bool | float | str]:
 
 
 def _plain(value: Any) -> bool | float | str:
-    # functions of the user are not called: they may count, or fail
+    # schedules are shown by name and not called, because a call can have side effects or fail
     if isinstance(value, FloatSchedule):
         value = value.value_schedule
     if isinstance(value, ConstantSchedule):
