@@ -812,7 +812,7 @@ OWN_ARGUMENTS: dict[str, list[Any]] = dict(
     split_kl=[-0.1, NAN, INF, "0.3", True, [0.3]],
     regroup_freq=[0, -1, 1.5, "2", NAN, True],
     regroup_warmup=[-1, 1.5, "2", NAN, True],
-    probe_leash=[0, -1, NAN, INF, None, "0.05", True],
+    probe_kl_coef=[0, -1, NAN, INF, None, "0.05", True],
     compile=["yes", None],
     normalize_advantage=["groups", "task"],
 )
@@ -886,7 +886,7 @@ OWN_LOADING = [
     loading_tasks("group_coef='x'", ("group_coef",), group_coef="x"),
     loading_tasks("merge_kl='0.1'", ("merge_kl",), merge_kl="0.1"),
     loading_tasks("merge_kl above split_kl", ("merge_kl",), merge_kl=0.5),
-    loading_tasks("probe_leash=None", ("probe_leash",), probe_leash=None),
+    loading_tasks("probe_kl_coef=None", ("probe_kl_coef",), probe_kl_coef=None),
     loading_tasks("regroup_freq='2'", ("regroup_freq",), regroup_freq="2"),
     loading_tasks("compile='no'", ("compile",), compile="no"),
     loading_tasks("policy_kwargs=dict(n_groups=4)", ("policy_kwargs", "n_groups"), policy_kwargs=dict(n_groups=4)),

@@ -42,7 +42,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 import sb3_grpo
 from sb3_grpo import GRPO, GroupEvalCallback, RegroupCallback, TaskSamplingCallback
-from sb3_grpo.grouping import Merge, Split
+from sb3_grpo.regroup_plan import Merge, Split
 
 ALGORITHMS: dict[str, Any] = {"PPO": PPO, "GRPO": GRPO}
 ONE_HOT: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=(4, 8)))
@@ -160,7 +160,7 @@ class RestlessCallback(RegroupCallback):
 
     def _plan(self, divergences: Any) -> list[Merge | Split]:
         if len(set(self._grpo.policy.cell_to_group.tolist())) == 4:
-            return [Merge(keep=0, gone=1, share=0.5, kl=0.0)]
+            return [Merge(keep=0, dropped=1, share=0.5, kl=0.0)]
         return [Split(group=0, new_group=1, cells=[1], kl=1.0)]
 
 

@@ -14,7 +14,8 @@ from sb3_grpo.buffers import GroupBufferMixin, Rollout
 from sb3_grpo.distributions import make_action_distribution
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.policies import GroupActorCriticPolicy
-from sb3_grpo.probes import N_FOLDS, Probes
+from sb3_grpo.probe_math import N_FOLDS
+from sb3_grpo.probes import Probes
 from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split, plan_regrouping
 
 # Numbers in the outputs of all heads that are computed at once

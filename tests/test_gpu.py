@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 
 from sb3_grpo import GRPO, evaluate_groups
-from sb3_grpo.grouping import Merge, Split
+from sb3_grpo.regroup_plan import Merge, Split
 
 # SB3's advice: these networks are small
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to run .* on the GPU:UserWarning")

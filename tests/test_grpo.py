@@ -455,8 +455,8 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     (dict(regroup_freq=0), r"`regroup_freq` must be an integer of at least 1, or None, got 0"),
     (dict(regroup_freq=1.5), r"`regroup_freq` must be an integer of at least 1, or None, got 1.5"),
     (dict(regroup_warmup=-1), r"`regroup_warmup` must be an integer of at least 0, or None, got -1"),
-    (dict(probe_leash=0.0), r"`probe_leash` must be finite and above 0, got 0.0"),
-    (dict(probe_leash=math.nan), r"`probe_leash` must be finite and above 0, got nan"),
+    (dict(probe_kl_coef=0.0), r"`probe_kl_coef` must be finite and above 0, got 0.0"),
+    (dict(probe_kl_coef=math.nan), r"`probe_kl_coef` must be finite and above 0, got nan"),
     (dict(normalize_advantage="task"), r"`normalize_advantage` must be one of \[True, False, 'group'\], got 'task'"),
 ]
 

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_grpo import GRPO, MlpPolicy
-from sb3_grpo.grouping import Merge, Split
 from sb3_grpo.heads import HEAD_DIMS, copy_head, merge_heads, only_head, split_heads
+from sb3_grpo.regroup_plan import Merge, Split
 
 N_HEADS = 3
 OBS_SPACE = spaces.Box(-5, 5, (2 + N_HEADS,))

@@ -222,7 +222,7 @@ def check_first_head(ppo: PPO, grpo: GRPO, untrained: PPO) -> None:
     n_heads = grpo.policy.max_groups
     assert ppo._n_updates == grpo._n_updates >= N_UPDATES
     assert grpo.policy.probes is not None
-    assert grpo.policy.probes.steps.sum() > 0
+    assert grpo.policy.probes.counts.sum() > 0
     assert grpo.regroup_history == []
     wide, fresh = dict(grpo.policy.named_parameters()), untrained.policy.state_dict()
     for name, parameter in ppo.policy.named_parameters():

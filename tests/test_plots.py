@@ -16,8 +16,8 @@ from test_regrouping import ROLLOUT, Scripted, make_model
 
 from sb3_grpo import GRPO, RegroupCallback, RegroupEvent, plot_regrouping
 from sb3_grpo.callbacks import describe_event
-from sb3_grpo.grouping import Merge, Split
 from sb3_grpo.plots import draw_kl, draw_timeline, new_figure
+from sb3_grpo.regroup_plan import Merge, Split
 
 SPLIT = RegroupEvent(1000, "split", (0, 1), 0.5, [0, 1, 0, 1])
 MERGE = RegroupEvent(3000, "merge", (1, 0), 0.05, [1, 1, 1, 1])

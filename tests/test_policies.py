@@ -239,7 +239,7 @@ class TestHeadOutputs:
         policy = make_policy(action_space)
         randomize(policy)
         latent = th.randn(5, 8)
-        outputs, log_std = policy.head_outputs(latent)
+        outputs, log_std = policy.head_outputs(latent, th.arange(N_HEADS))
         for group in range(N_HEADS):
             weight, bias = head(policy.action_net, group)
             th.testing.assert_close(outputs[:, group], latent @ weight.T + bias)
@@ -253,7 +253,7 @@ class TestHeadOutputs:
         policy = make_policy(ACTION_SPACES["box"], use_sde=True, full_std=full_std)
         randomize(policy)
         latent = th.randn(5, 8)
-        outputs, log_std = policy.head_outputs(latent)
+        outputs, log_std = policy.head_outputs(latent, th.arange(N_HEADS))
         for group in range(N_HEADS):
             weight, bias = head(policy.action_net, group)
             th.testing.assert_close(outputs[:, group], latent @ weight.T + bias)
@@ -263,7 +263,7 @@ class TestHeadOutputs:
     @pytest.mark.parametrize("use_sde", [True, False])
     def test_of_heads_in_reserve_too(self, use_sde):
         policy = make_policy(ACTION_SPACES["box"], n_groups=1, max_groups=4, use_sde=use_sde)
-        outputs, log_std = policy.head_outputs(th.randn(5, 8))
+        outputs, log_std = policy.head_outputs(th.randn(5, 8), th.arange(4))
         assert outputs.shape == log_std.shape == (5, 4, 2)
         for each in (outputs, log_std):
             th.testing.assert_close(each, each[:, :1].expand(5, 4, 2))
@@ -277,7 +277,7 @@ class TestScore:
         randomize(policy)
         outputs, log_std = (
             None if each is None else each[th.arange(len(GROUPS)), GROUPS].detach()
-            for each in policy.head_outputs(self.latent)
+            for each in policy.head_outputs(self.latent, th.arange(N_HEADS))
         )
         return outputs, None if log_std is None else log_std.exp(), policy.score(self.latent, GROUPS, actions)
 

@@ -12,33 +12,30 @@ import torch as th
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sb3_grpo import probes
+from sb3_grpo import probe_math, probes
 from sb3_grpo.distributions import ActionFamily, BernoulliFamily, CategoricalFamily, GaussianFamily
-from sb3_grpo.grouping import MIN_STANDARD_ERRORS, Divergences, Split, bipartition, plan_regrouping
+from sb3_grpo.probe_math import N_FOLDS, Sums, cells_kl, product
 from sb3_grpo.probes import (
     HALF_LIFE,
     MAX_DIM,
+    MIN_CELL_COUNT,
     MIN_DIM,
-    MIN_GROUP_STEPS,
-    MIN_STEPS,
-    N_FOLDS,
+    MIN_GROUP_COUNT,
     N_KEPT,
     SCALE_HALF_LIFE,
     Probes,
-    Sums,
-    distances,
-    product,
 )
+from sb3_grpo.regroup_plan import MIN_Z_SCORE, Divergences, Split, bipartition, plan_regrouping
 
 LATENT_DIM, N_OUTPUTS = 3, 2
-LEASH = 0.05
+KL_COEF = 0.05
 # What a test of many repetitions may be off by, in standard errors of their mean; all of them are seeded
 TOLERANCE = 3.5
 
 
 class Rollout(NamedTuple):
     latent: th.Tensor
-    score: th.Tensor
+    grad_log_prob: th.Tensor
     advantages: th.Tensor
     cells: th.Tensor
     folds: th.Tensor
@@ -63,10 +60,10 @@ def random_rollout(seed: int, steps: int, n_cells: int, latent_dim: int = LATENT
 def two_actions(seed: int, steps: int, preferred: list[int], noise: float = 1.0) -> Rollout:
     """A coin chooses one of two actions; the one that a cell prefers is better there."""
     rollout = random_rollout(seed, steps, len(preferred))
-    actions = (rollout.score[:, 0] > 0).long()
+    actions = (rollout.grad_log_prob[:, 0] > 0).long()
     better = actions == th.tensor(preferred)[rollout.cells]
-    score = th.nn.functional.one_hot(actions, 2) - 0.5
-    return rollout._replace(score=score, advantages=2.0 * better - 1 + noise * rollout.advantages)
+    grad_log_prob = th.nn.functional.one_hot(actions, 2) - 0.5
+    return rollout._replace(grad_log_prob=grad_log_prob, advantages=2.0 * better - 1 + noise * rollout.advantages)
 
 
 def learn(model: Probes, *rollouts: Rollout, scale_by_cell: bool = False) -> Probes:
@@ -78,9 +75,9 @@ def learn(model: Probes, *rollouts: Rollout, scale_by_cell: bool = False) -> Pro
 def measure(
     model: Probes,
     cell_to_group: list[int] | None = None,
-    leash: float = LEASH,
+    kl_coef: float = KL_COEF,
     weight: th.Tensor | None = None,
-    mature: list[bool] | None = None,
+    mergeable: list[bool] | None = None,
     merge_kl: float | None = 0.1,
     split_kl: float | None = 0.3,
 ) -> Divergences:
@@ -88,13 +85,13 @@ def measure(
     groups = th.tensor([0] * len(model.scale) if cell_to_group is None else cell_to_group)
     heads = th.zeros(len(groups), model.n_outputs, model.latent.shape[1]) if weight is None else weight
 
-    def head_outputs(latent: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
-        outputs = th.einsum("kij,bj->bki", heads, latent)
+    def head_outputs(latent: th.Tensor, chosen: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+        outputs = th.einsum("kij,bj->bki", heads[chosen], latent)
         # heads with other means have other standard deviations as well
-        return outputs, heads.mean(dim=2).expand_as(outputs) if isinstance(model.family, GaussianFamily) else None
+        return outputs, heads[chosen].mean(dim=2).expand_as(outputs) if isinstance(model.family, GaussianFamily) else None
 
-    flags = th.tensor([True] * len(heads) if mature is None else mature)
-    return model.measure(groups, leash, head_outputs, flags, merge_kl, split_kl)
+    flags = th.tensor([True] * len(heads) if mergeable is None else mergeable)
+    return model.measure(groups, kl_coef, head_outputs, flags, merge_kl, split_kl)
 
 
 def everything(model: Probes) -> Sums:
@@ -116,14 +113,14 @@ class StepByStep:
     def __init__(self, n_cells: int):
         dim = LATENT_DIM + 1
         self.gradient = np.zeros((n_cells, N_FOLDS, N_OUTPUTS, dim))
-        self.steps = np.zeros((n_cells, N_FOLDS))
-        self.score_moment = np.zeros((n_cells, N_OUTPUTS, N_OUTPUTS))
+        self.counts = np.zeros((n_cells, N_FOLDS))
+        self.grad_moment = np.zeros((n_cells, N_OUTPUTS, N_OUTPUTS))
         self.latent_moment = np.zeros((n_cells, dim, dim))
         self.scale = np.zeros(n_cells)
 
     def learn(self, rollout: Rollout, scale_by_cell: bool) -> None:
-        latent, score, advantages, cells, folds = (column.double().numpy() for column in rollout)
-        for name in ("gradient", "steps", "score_moment", "latent_moment"):
+        latent, grad_log_prob, advantages, cells, folds = (column.double().numpy() for column in rollout)
+        for name in ("gradient", "counts", "grad_moment", "latent_moment"):
             setattr(self, name, getattr(self, name) * 0.5 ** (len(cells) / HALF_LIFE))
         self.scale *= 0.5 ** (len(cells) / SCALE_HALF_LIFE)
         for cell in range(len(self.scale)):
@@ -133,9 +130,9 @@ class StepByStep:
         for step, (cell, fold) in enumerate(zip(cells.astype(int), folds.astype(int), strict=True)):
             point = np.append(latent[step], 1.0)
             peers = [scaled[other] for other in range(len(cells)) if (cells[other], folds[other]) == (cell, fold)]
-            self.gradient[cell, fold] += (scaled[step] - np.mean(peers)) * np.outer(score[step], point)
-            self.steps[cell, fold] += 1
-            self.score_moment[cell] += np.outer(score[step], score[step])
+            self.gradient[cell, fold] += (scaled[step] - np.mean(peers)) * np.outer(grad_log_prob[step], point)
+            self.counts[cell, fold] += 1
+            self.grad_moment[cell] += np.outer(grad_log_prob[step], grad_log_prob[step])
             self.latent_moment[cell] += np.outer(point, point)
 
 
@@ -161,7 +158,7 @@ class TestLearn:
         # nothing is said by advantages that are all the same
         learn(model, rollout._replace(advantages=th.zeros(HALF_LIFE)))
         th.testing.assert_close(model.gradient, before["gradient"] / 2)
-        for name in ("steps", "score_moment", "latent_moment"):
+        for name in ("counts", "grad_moment", "latent_moment"):
             th.testing.assert_close(getattr(model, name), 1.5 * before[name])
 
     def test_an_advantage_that_all_actions_have_says_nothing(self):
@@ -296,7 +293,7 @@ class TestProduct:
         return logits, points, th.randn(n_outputs, 4, generator=generator, dtype=th.double)
 
     def fisher_of(self, family: ActionFamily, logits: th.Tensor) -> th.Tensor:
-        """Covariance of the score, by hand."""
+        """Covariance of the gradient of the log-likelihood, by hand."""
         if isinstance(family, BernoulliFamily):
             p = logits.sigmoid()
             return th.diag((p * (1 - p)).mean(dim=0))
@@ -319,7 +316,7 @@ class TestProduct:
     def test_for_unit_gaussians_it_is_exact(self):
         mean, points, change = self.draw(2)
         std = th.tensor([0.3, 4.0], dtype=th.double)
-        # scores in units of the standard deviation have second moment 1: the change is in these units too
+        # gradients in units of the standard deviation have second moment 1: the change is in these units too
         changed = mean.unsqueeze(1) + std * (points @ change.T)
         family = GaussianFamily()
         exact = family.kl(*(family.params(x, std.log()) for x in (mean.unsqueeze(1), changed))).mean()
@@ -348,37 +345,39 @@ class TestProduct:
 @pytest.fixture
 def no_ridge(monkeypatch):
     """Next to nothing is added to moments: what has no steps must still be inverted."""
-    monkeypatch.setattr(probes, "RIDGE", 1e-6)
-    monkeypatch.setattr(probes, "SCORE_FLOOR", 1e-6)
+    monkeypatch.setattr(probe_math, "RIDGE", 1e-6)
+    monkeypatch.setattr(probe_math, "GRAD_FLOOR", 1e-6)
 
 
 class TestProbe:
     def gaussian_data(self, steps: int = 4000) -> Rollout:
-        """One cell, one fold, scores with second moment 1, and advantages that are left as they are."""
+        """One cell, one fold, gradients with second moment 1, and advantages that are left as they are."""
         rollout = random_rollout(0, steps, 1)
-        advantages = rollout.score[:, 0].sign() * rollout.latent[:, 1] + 0.5 * rollout.score.prod(dim=1)
+        advantages = rollout.grad_log_prob[:, 0].sign() * rollout.latent[:, 1] + 0.5 * rollout.grad_log_prob.prod(dim=1)
         advantages = advantages.clamp(-2, 2) - advantages.clamp(-2, 2).mean()
-        score = th.linalg.solve(th.linalg.cholesky(outer_mean(rollout.score)), rollout.score.T).T
-        return Rollout(rollout.latent, score, advantages / advantages.std(correction=0), rollout.cells, 0 * rollout.folds)
+        grad_log_prob = th.linalg.solve(th.linalg.cholesky(outer_mean(rollout.grad_log_prob)), rollout.grad_log_prob.T).T
+        return Rollout(
+            rollout.latent, grad_log_prob, advantages / advantages.std(correction=0), rollout.cells, 0 * rollout.folds
+        )
 
     @pytest.mark.usefixtures("no_ridge")
-    @pytest.mark.parametrize("leash", [0.05, 2.0])
-    def test_maximises_advantage_on_a_leash(self, leash):
+    @pytest.mark.parametrize("kl_coef", [0.05, 2.0])
+    def test_maximises_the_advantage_minus_the_kl(self, kl_coef):
         rollout = self.gaussian_data()
         assert rollout.advantages.abs().max() < 3
         model = learn(make_probes(1, family=GaussianFamily()), rollout)
         contributions, _ = everything(model).solve()
-        probe = (contributions[0].sum(dim=0) / leash).requires_grad_()
+        probe = (contributions[0].sum(dim=0) / kl_coef).requires_grad_()
         changes = th.nn.functional.pad(rollout.latent, (0, 1), value=1.0) @ probe.T
         head, changed = th.zeros_like(changes), changes
         kl = GaussianFamily().kl((head, th.ones_like(head)), (changed, th.ones_like(head))).mean()
-        surrogate = (rollout.advantages * (rollout.score * changes).sum(dim=1)).mean()
-        (slope,) = th.autograd.grad(surrogate - leash * kl, probe)
+        surrogate = (rollout.advantages * (rollout.grad_log_prob * changes).sum(dim=1)).mean()
+        (slope,) = th.autograd.grad(surrogate - kl_coef * kl, probe)
         steepest = model.gradient[0, 0] / len(rollout.cells)
         assert slope.abs().max() < 1e-4 * steepest.abs().max()
         assert kl > 0
         # at the maximum of a linear gain with a quadratic price, the gain is twice the price
-        th.testing.assert_close(surrogate, 2 * leash * kl, rtol=1e-3, atol=0)
+        th.testing.assert_close(surrogate, 2 * kl_coef * kl, rtol=1e-3, atol=0)
 
     @pytest.mark.usefixtures("no_ridge")
     def test_is_the_mean_of_what_the_folds_ask_for(self):
@@ -387,20 +386,20 @@ class TestProbe:
         (contributions,), (shares,) = everything(learn(make_probes(1), rollout._replace(folds=folds))).solve()
         assert contributions[3:].eq(0).all()
         th.testing.assert_close(shares[:3], folds.bincount() / len(folds))
-        moments = (outer_mean(x) for x in (rollout.score, th.nn.functional.pad(rollout.latent, (0, 1), value=1.0)))
+        moments = (outer_mean(x) for x in (rollout.grad_log_prob, th.nn.functional.pad(rollout.latent, (0, 1), value=1.0)))
         inverses = [moment.inverse() for moment in moments]
         points = th.nn.functional.pad(rollout.latent, (0, 1), value=1.0)
         for fold in range(3):
             own = folds == fold
             advantages = rollout.advantages[own] - rollout.advantages[own].mean()
-            gradient = (advantages.unsqueeze(1) * rollout.score[own]).T @ points[own] / len(folds)
+            gradient = (advantages.unsqueeze(1) * rollout.grad_log_prob[own]).T @ points[own] / len(folds)
             th.testing.assert_close(contributions[fold], inverses[0] @ gradient @ inverses[1], rtol=1e-3, atol=1e-4)
 
     def test_floor_and_ridge_hold_back_what_cannot_be_known(self):
         """A policy that is nearly deterministic, and an output of the trunk that is always 0."""
         rollout = random_rollout(0, 4000, 1)
         latent = rollout.latent * th.tensor([1.0, 1.0, 0.0])
-        model = learn(make_probes(1), rollout._replace(latent=latent, score=1e-4 * rollout.score))
+        model = learn(make_probes(1), rollout._replace(latent=latent, grad_log_prob=1e-4 * rollout.grad_log_prob))
         contributions, _ = everything(model).solve()
         assert contributions.isfinite().all()
         assert contributions.sum(dim=1).norm() < 1e-3
@@ -412,9 +411,9 @@ CELLS = 4
 
 
 class Experiment(NamedTuple):
-    """One step of every experiment: signs as scores and latents, so that all second moments are 1."""
+    """One step of every experiment: signs as gradients and latents, so that all second moments are 1."""
 
-    steps: int = MIN_GROUP_STEPS
+    steps: int = MIN_GROUP_COUNT
     noise: float = 1.0
     by_fold: bool = False  # noise that all steps of a cell in a fold have in common
     common: float = 0.0
@@ -428,18 +427,22 @@ class Experiment(NamedTuple):
 
     def run(self, seed: int) -> Probes:
         generator = th.Generator().manual_seed(seed)
-        latent, score = (2.0 * th.randint(2, (self.steps, n), generator=generator) - 1 for n in (LATENT_DIM, N_OUTPUTS))
+        latent, grad_log_prob = (
+            2.0 * th.randint(2, (self.steps, n), generator=generator) - 1 for n in (LATENT_DIM, N_OUTPUTS)
+        )
         cells, folds = (th.randint(n, (self.steps,), generator=generator) for n in (CELLS, N_FOLDS))
         points = th.nn.functional.pad(latent, (0, 1), value=1.0)
         asked = self.common + self.wants[cells]
         if self.by_fold:
             asked = asked + 0.3 * th.randn(N_FOLDS, CELLS, N_OUTPUTS, LATENT_DIM + 1, generator=generator)[folds, cells]
-        advantages = th.einsum("bi,bij,bj->b", score, asked, points) + self.noise * th.randn(self.steps, generator=generator)
-        return learn(make_probes(CELLS), Rollout(latent, score, advantages, cells, folds))
+        advantages = th.einsum("bi,bij,bj->b", grad_log_prob, asked, points) + self.noise * th.randn(
+            self.steps, generator=generator
+        )
+        return learn(make_probes(CELLS), Rollout(latent, grad_log_prob, advantages, cells, folds))
 
 
 class Estimates(NamedTuple):
-    """Of many repetitions, in units of the advantages, on a leash of 1, shape ``(REPETITIONS,)``."""
+    """Of many repetitions, in units of the advantages, at ``kl_coef`` 1, shape ``(REPETITIONS,)``."""
 
     within: np.ndarray
     error: np.ndarray
@@ -452,7 +455,7 @@ def repeat(experiment: Experiment) -> Estimates:
         model = experiment.run(seed)
         # heads need not be compared
         model.cells.fill_(-1)
-        result = measure(model, leash=1.0)
+        result = measure(model, kl_coef=1.0)
         columns.append(th.stack([result.within[0], result.within_error[0]]) * model.scale[0] ** 2)
     return Estimates(*th.stack(columns, dim=1).numpy())
 
@@ -473,9 +476,9 @@ def standard_errors_from(expected: float, values: np.ndarray) -> float:
 def naive_within(model: Probes) -> float:
     """The same as a plain square: what the data ask for, less what the data of all cells together ask for."""
     sums = everything(model)
-    (of_cells, _), (of_group, _) = sums.solve(), sums.united(th.ones(1, CELLS)).solve()
+    (of_cells, _), (of_group, _) = sums.solve(), sums.pooled(th.ones(1, CELLS)).solve()
     difference = (of_cells - of_group).sum(dim=1, keepdim=True)
-    steps = model.steps.sum(dim=1)
+    steps = model.counts.sum(dim=1)
     return (steps @ product(difference, difference, *sums.moments())).item() / steps.sum().item()
 
 
@@ -532,9 +535,9 @@ class TestOnAverage:
         experiment = Experiment(contradiction=contradiction)
         squared_norm = experiment.wants[0].square().sum().item()
         models = [experiment.run(seed) for seed in range(50)]
-        results = [measure(model, [0, 1, 0, 1], leash=1.0) for model in models]
+        results = [measure(model, [0, 1, 0, 1], kl_coef=1.0) for model in models]
         scales = th.stack([model.scale[0] for model in models]) ** 2
-        of_cells = [distances(everything(model), [slice(None)])[0].clamp(min=0) for model in models]
+        of_cells = [cells_kl(everything(model), [slice(None)])[0].clamp(min=0) for model in models]
         cells, between = (
             (th.stack(measured) * scales[:, None, None]).mean(dim=0)
             for measured in (of_cells, [result.between for result in results])
@@ -551,10 +554,10 @@ class TestOnAverage:
         """Cells 0, 1, 2 against cell 3: ``KL`` to the mean is ``share * (1 - share) * KL(one || other)``."""
         values = []
         for seed in range(50):
-            rollout = two_actions(seed, MIN_GROUP_STEPS, [0, 0, 0, 1])
+            rollout = two_actions(seed, MIN_GROUP_COUNT, [0, 0, 0, 1])
             model = learn(make_probes(4), rollout)
             result = measure(model, [0, 0, 0, 1])
-            of_cells = distances(everything(model), [slice(None)])[0] / LEASH**2
+            of_cells = cells_kl(everything(model), [slice(None)])[0] / KL_COEF**2
             values.append([result.between[0, 1].item() / of_cells[:3, 3].mean().item(), 3 / 16])
         ratio, expected = np.mean(values, axis=0)
         assert ratio == pytest.approx(expected, rel=0.05)
@@ -566,9 +569,9 @@ TYPES = [0] * 5 + [1] * 5
 class TestContradiction:
     def test_is_found_and_divided(self):
         result = measure(learn(make_probes(10), two_actions(0, 8000, TYPES)))
-        assert result.within[0] > 5 * MIN_STANDARD_ERRORS * result.within_error[0] > 0
+        assert result.within[0] > 5 * MIN_Z_SCORE * result.within_error[0] > 0
         assert result.within[0] > 10
-        assert bipartition(list(range(10)), result.cells, result.cell_steps) == [5, 6, 7, 8, 9]
+        assert bipartition(list(range(10)), result.cells, result.cell_counts) == [5, 6, 7, 8, 9]
 
     @pytest.mark.parametrize("types", [[0, 1] * 5, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 1, 0, 0, 1, 1]])
     def test_however_the_cells_are_numbered(self, types):
@@ -581,7 +584,7 @@ class TestContradiction:
     def test_there_is_none_where_all_cells_want_the_same(self):
         contradictory, common = (measure(learn(make_probes(10), two_actions(0, 8000, types))) for types in (TYPES, [0] * 10))
         assert common.within[0].abs() < 0.01 * contradictory.within[0]
-        assert common.within[0] < MIN_STANDARD_ERRORS * common.within_error[0]
+        assert common.within[0] < MIN_Z_SCORE * common.within_error[0]
         assert plan_regrouping(common, th.zeros(10, dtype=th.long), th.ones(10, dtype=th.bool), None, 0.3) == []
 
     def test_nor_where_nobody_wants_anything(self):
@@ -591,14 +594,14 @@ class TestContradiction:
 
     def test_of_two_cells(self):
         contradictory, common = (measure(learn(make_probes(2), two_actions(0, 8000, types))) for types in ([0, 1], [0, 0]))
-        assert contradictory.within[0] > 10 * MIN_STANDARD_ERRORS * contradictory.within_error[0]
-        assert bipartition([0, 1], contradictory.cells, contradictory.cell_steps) == [1]
-        assert common.within[0] < MIN_STANDARD_ERRORS * common.within_error[0]
+        assert contradictory.within[0] > 10 * MIN_Z_SCORE * contradictory.within_error[0]
+        assert bipartition([0, 1], contradictory.cells, contradictory.cell_counts) == [1]
+        assert common.within[0] < MIN_Z_SCORE * common.within_error[0]
 
     def test_between_groups(self):
         """Groups of one type each: nothing within, all of it between."""
         result = measure(learn(make_probes(10), two_actions(0, 10_000, TYPES)), TYPES)
-        assert (result.within[:2] < MIN_STANDARD_ERRORS * result.within_error[:2]).all()
+        assert (result.within[:2] < MIN_Z_SCORE * result.within_error[:2]).all()
         assert result.between[0, 1] > 10
         mixed = measure(learn(make_probes(10), two_actions(0, 10_000, TYPES)), [0, 1] * 5)
         assert mixed.between[0, 1] < 0.2 * result.between[0, 1]
@@ -607,10 +610,10 @@ class TestContradiction:
     def test_of_latents(self):
         """Cells that agree on average, but want opposite things at each point of the latent space."""
         rollout = random_rollout(0, 8000, 4)
-        want = (1 - 2 * (rollout.cells % 2)) * rollout.latent[:, 0] * rollout.score[:, 0]
+        want = (1 - 2 * (rollout.cells % 2)) * rollout.latent[:, 0] * rollout.grad_log_prob[:, 0]
         result = measure(learn(make_probes(4), rollout._replace(advantages=want + rollout.advantages)))
-        assert result.within[0] > 5 * MIN_STANDARD_ERRORS * result.within_error[0]
-        assert bipartition([0, 1, 2, 3], result.cells, result.cell_steps) == [1, 3]
+        assert result.within[0] > 5 * MIN_Z_SCORE * result.within_error[0]
+        assert bipartition([0, 1, 2, 3], result.cells, result.cell_counts) == [1, 3]
 
     # a cell that has turned up in one environment only: none of its data can be held against each other
     @pytest.mark.parametrize("fold", range(0, N_FOLDS, 3))
@@ -633,26 +636,26 @@ class TestUnseen:
         names = th.tensor([0, 1, 2, 4])
         four = measure(learn(make_probes(4), rollout))
         five = measure(learn(make_probes(5), rollout._replace(cells=names[rollout.cells])))
-        assert five.cell_steps[3] == 0
+        assert five.cell_counts[3] == 0
         renamed = five._replace(cells=five.cells[names][:, names], cells_by_half=five.cells_by_half[:, names][:, :, names])
         assert_equal_on(renamed, four, [0, 1, 2, 3])
 
     def test_cell_with_few_steps_has_no_influence(self):
-        rollout, few = two_actions(0, 8000, [0, 0, 1, 1]), random_rollout(1, MIN_STEPS - 1, 1)
+        rollout, few = two_actions(0, 8000, [0, 0, 1, 1]), random_rollout(1, MIN_CELL_COUNT - 1, 1)
         both = Rollout(*(th.cat(columns) for columns in zip(rollout, few._replace(cells=few.cells + 4), strict=True)))
         # each cell with a scale of its own: what is shared would depend on all advantages
         without, with_few = (learn(make_probes(5), data, scale_by_cell=True) for data in (rollout, both))
         results = [measure(model) for model in (without, with_few)]
-        assert with_few.steps.sum(dim=1)[4] == MIN_STEPS - 1
-        assert results[1].cell_steps[4] == 0
+        assert with_few.counts.sum(dim=1)[4] == MIN_CELL_COUNT - 1
+        assert results[1].cell_counts[4] == 0
         assert_equal_on(results[0], results[1], [0, 1, 2, 3])
 
     def test_cell_that_was_not_seen_for_long_is_forgotten(self):
         model = learn(make_probes(5), two_actions(0, 8000, [0, 0, 0, 1, 1]))
-        assert (measure(model).cell_steps > 0).all()
+        assert (measure(model).cell_counts > 0).all()
         learn(model, *(two_actions(seed, 8000, [0, 0, 0]) for seed in range(1, 7)))
-        assert measure(model).cell_steps.gt(0).tolist() == [True, True, True, False, False]
-        assert measure(model).within[0] < MIN_STANDARD_ERRORS * measure(model).within_error[0]
+        assert measure(model).cell_counts.gt(0).tolist() == [True, True, True, False, False]
+        assert measure(model).within[0] < MIN_Z_SCORE * measure(model).within_error[0]
 
     def test_group_has_no_distance(self):
         result = measure(learn(make_probes(4), two_actions(0, 8000, [0, 0, 1])), [0, 0, 1, 2])
@@ -664,7 +667,7 @@ class TestUnseen:
         result = measure(model)
         assert result.within.isnan().all()
         assert result.between.isnan().all()
-        assert result.cell_steps.tolist() == [0, 0, 0]
+        assert result.cell_counts.tolist() == [0, 0, 0]
 
 
 class TestNoAnswer:
@@ -676,20 +679,20 @@ class TestNoAnswer:
         result = measure(learn(make_probes(3), two_actions(0, 16_000, [0, 1])), [0, 1, 1])
         assert result.within[1].isnan()
 
-    @pytest.mark.parametrize(("steps", "known"), [(MIN_GROUP_STEPS - 1, False), (MIN_GROUP_STEPS, True)])
+    @pytest.mark.parametrize(("steps", "known"), [(MIN_GROUP_COUNT - 1, False), (MIN_GROUP_COUNT, True)])
     def test_before_there_are_enough_steps(self, steps, known):
         assert bool(measure(learn(make_probes(2), two_actions(0, steps, [0, 1]))).within[0].isfinite()) == known
 
     def test_where_cells_are_enough_only_together(self):
         """Each group must have its own steps."""
-        result = measure(learn(make_probes(4), two_actions(0, MIN_GROUP_STEPS, [0, 1, 0, 1])), [0, 0, 1, 1])
+        result = measure(learn(make_probes(4), two_actions(0, MIN_GROUP_COUNT, [0, 1, 0, 1])), [0, 0, 1, 1])
         assert result.within.isnan().all()
 
 
-class TestLeash:
+class TestKLCoef:
     def test_contradictions_grow_with_its_inverse_square(self):
         model = learn(make_probes(10), two_actions(0, 8000, TYPES))
-        one, other = (measure(model, TYPES, leash=leash) for leash in (0.03, 0.09))
+        one, other = (measure(model, TYPES, kl_coef=kl_coef) for kl_coef in (0.03, 0.09))
         for name in ("within", "within_error", "cells", "cells_by_half"):
             th.testing.assert_close(getattr(one, name), 9 * getattr(other, name), equal_nan=True)
         assert one.between[0, 1] == pytest.approx(9 * other.between[0, 1])
@@ -711,21 +714,21 @@ class Direct:
 
     def __init__(self, sums: Sums):
         columns: list[np.ndarray] = [tensor.double().numpy() for tensor in sums]
-        self.gradient, self.per_fold, self.score_moment, self.latent_moment = columns
+        self.gradient, self.per_fold, self.grad_moment, self.latent_moment = columns
 
     def steps(self, cells: list[int], folds: list[int]) -> float:
         return self.per_fold[cells][:, folds].sum()
 
     def fisher(self, cells: list[int], floor: float = 0.0, ridge: float = 0.0) -> np.ndarray:
         steps = self.steps(cells, FOLDS)
-        score, latent = (moment[cells].sum(axis=0) / steps for moment in (self.score_moment, self.latent_moment))
+        grad_log_prob, latent = (moment[cells].sum(axis=0) / steps for moment in (self.grad_moment, self.latent_moment))
         latent = latent + ridge * np.trace(latent) / len(latent) * np.eye(len(latent))
-        return np.kron(score + floor * np.eye(len(score)), latent)
+        return np.kron(grad_log_prob + floor * np.eye(len(grad_log_prob)), latent)
 
     def probe(self, cells: list[int], folds: list[int]) -> np.ndarray:
-        fisher = self.fisher(cells, probes.SCORE_FLOOR, probes.RIDGE)
+        fisher = self.fisher(cells, probe_math.GRAD_FLOOR, probe_math.RIDGE)
         gradient = self.gradient[cells][:, folds].sum(axis=(0, 1)).flatten() / self.steps(cells, folds)
-        return np.linalg.solve(fisher, gradient) / LEASH
+        return np.linalg.solve(fisher, gradient) / KL_COEF
 
     def by_fold(self, part: list[int], whole: list[int]) -> np.ndarray:
         """``KL(probe of the part || probe of the whole)`` on the data of the part; each fold against all others."""
@@ -806,12 +809,12 @@ class TestDefinition:
 
 
 class TestHeads:
-    """A leash so tight that probes do not differ leaves the heads as they are."""
+    """With so large a ``kl_coef`` that probes equal the heads, only the heads are compared."""
 
-    @pytest.mark.parametrize("chunk", [probes.MAX_OUTPUTS, 100])
+    @pytest.mark.parametrize("chunk", [probe_math.MAX_OUTPUTS, 100])
     @pytest.mark.parametrize("family", [CategoricalFamily(), GaussianFamily()], ids=["categorical", "gaussian"])
     def test_differ_by_the_mean_divergence_in_the_worse_direction(self, family, chunk, monkeypatch):
-        monkeypatch.setattr(probes, "MAX_OUTPUTS", chunk)
+        monkeypatch.setattr(probe_math, "MAX_OUTPUTS", chunk)
         cell_to_group = [0, 1, 1, 2]
         model = learn(make_probes(4, family=family), random_rollout(0, 600, 4))
         weight = random_heads(1, 4)
@@ -829,6 +832,18 @@ class TestHeads:
             assert result.between[i, j].item() == pytest.approx(max(means), rel=1e-4)
             assert result.between[j, i] == result.between[i, j]
 
+    @pytest.mark.parametrize(("cell_to_group", "computed"), [([0, 3, 3, 1], [0, 1, 3]), ([0, 3, 3, 3], [0, 3]), ([2] * 4, [])])
+    def test_only_those_of_the_compared_groups_are_computed(self, cell_to_group, computed):
+        model, seen = learn(make_probes(4), random_rollout(0, 600, 4)), []
+
+        def head_outputs(latent: th.Tensor, groups: th.Tensor) -> tuple[th.Tensor, None]:
+            seen.extend(groups.tolist())
+            return th.zeros(len(latent), len(groups), N_OUTPUTS), None
+
+        mergeable = th.ones(5, dtype=th.bool)
+        model.measure(th.tensor(cell_to_group), KL_COEF, head_outputs, mergeable, 0.1, 0.3)
+        assert seen == computed
+
     def test_that_are_alike_still_differ_if_their_cells_contradict_each_other(self):
         result = measure(learn(make_probes(2), two_actions(0, 8000, [0, 1])), [0, 1])
         assert result.between[0, 1] > 10
@@ -843,7 +858,7 @@ class TestUnions:
         return measure(model, [0, 1, 2, 3], **kwargs)
 
     def test_is_not_known_of_young_groups(self):
-        old, young = (self.contradicting(mature=mature) for mature in ([True] * 4, [True, False, True, True]))
+        old, young = (self.contradicting(mergeable=mergeable) for mergeable in ([True] * 4, [True, False, True, True]))
         known = th.tensor([True, False, True, True])
         th.testing.assert_close(young.between[known][:, known], old.between[known][:, known])
         assert young.between[1].isfinite().tolist() == [False, True, False, False]
@@ -854,7 +869,7 @@ class TestUnions:
         assert far.between[~th.eye(4, dtype=th.bool)].min() > 0.1
         # the contradiction of cells 0 and 2 is not what is said, but their heads
         assert far.between[0, 2] < 5 < self.contradicting().between[0, 2]
-        th.testing.assert_close(far.between, self.contradicting(weight=weight, leash=1e6).between)
+        th.testing.assert_close(far.between, self.contradicting(weight=weight, kl_coef=1e6).between)
 
     def test_no_merging_no_unions(self):
         assert self.contradicting(merge_kl=None).between.eq(0).all()
@@ -862,7 +877,7 @@ class TestUnions:
     def test_of_too_many_pairs_those_with_the_most_similar_heads(self, monkeypatch):
         weight = 1e-3 * th.tensor([0.0, 1.0, 3.0, 7.0])[:, None, None] * random_heads(0, 1)
         everything, nearest = self.contradicting(weight=weight), None
-        monkeypatch.setattr(probes, "MAX_PAIRS", 2)
+        monkeypatch.setattr(probe_math, "MAX_PAIRS", 2)
         nearest = self.contradicting(weight=weight)
         measured = nearest.between.isfinite().triu(1).nonzero().tolist()
         assert measured == [[0, 1], [1, 2]]
@@ -871,7 +886,7 @@ class TestUnions:
 
     def test_together_or_one_by_one_is_the_same(self, monkeypatch):
         together = self.contradicting()
-        monkeypatch.setattr(probes, "PAIRS_TOGETHER", 1)
+        monkeypatch.setattr(probe_math, "PAIRS_PER_CHUNK", 1)
         th.testing.assert_close(self.contradicting(), together, equal_nan=True)
 
 
@@ -899,16 +914,16 @@ class TestProjection:
     def test_no_direction_is_lost_that_counts(self):
         """What cells want of one output out of many still shows."""
         rollout = random_rollout(0, 8000, 4, latent_dim=self.WIDE)
-        want = (1 - 2 * (rollout.cells % 2)) * rollout.latent[:, 7] * rollout.score[:, 0]
+        want = (1 - 2 * (rollout.cells % 2)) * rollout.latent[:, 7] * rollout.grad_log_prob[:, 0]
         result = measure(learn(make_probes(4, self.WIDE), rollout._replace(advantages=want)))
-        assert result.within[0] > MIN_STANDARD_ERRORS * result.within_error[0]
+        assert result.within[0] > MIN_Z_SCORE * result.within_error[0]
 
     def test_is_the_same_every_time_and_everywhere(self):
         th.manual_seed(1)
         one = make_probes(2, self.WIDE, self.WIDE)
         th.manual_seed(2)
         other = make_probes(5, self.WIDE, self.WIDE)
-        for name in ("projection", "score_projection"):
+        for name in ("projection", "grad_projection"):
             assert getattr(one, name).equal(getattr(other, name))
 
     @pytest.mark.parametrize("latent_dim", [8, WIDE])
@@ -926,9 +941,9 @@ def softmax_rollout(seed: int, steps: int, n_actions: int, n_used: int) -> Rollo
     actions = th.randint(n_used, (steps,), generator=generator)
     p = th.zeros(n_actions)
     p[:n_used] = 1 / n_used
-    score = th.nn.functional.one_hot(actions, n_actions) - p
+    grad_log_prob = th.nn.functional.one_hot(actions, n_actions) - p
     better = (actions < n_used // 2) == (rollout.cells % 2 == 0)
-    return rollout._replace(score=score, advantages=2.0 * better - 1 + rollout.advantages)
+    return rollout._replace(grad_log_prob=grad_log_prob, advantages=2.0 * better - 1 + rollout.advantages)
 
 
 class TestManyActions:
@@ -945,7 +960,7 @@ class TestManyActions:
         result = measure(
             learn(make_probes(4, n_outputs=3000), rollout._replace(advantages=random_rollout(1, 8000, 4).advantages))
         )
-        assert result.within[0] < MIN_STANDARD_ERRORS * result.within_error[0]
+        assert result.within[0] < MIN_Z_SCORE * result.within_error[0]
 
     @pytest.mark.parametrize("n_outputs", [500, 4672, 20_000])
     def test_buffers_are_of_the_order_of_the_parameters(self, n_outputs):
@@ -974,7 +989,7 @@ class TestManyCells:
         assert model.gradient.shape == (n_cells, N_FOLDS, 4, dim + 1)
         assert model.latent_moment.numel() <= max(2**20, 45 * n_cells)
 
-    def test_scores_too(self):
+    def test_gradients_too(self):
         assert make_probes(64, 64, 64).gradient.shape[2] == 64
         assert make_probes(256, 64, 64).gradient.shape[2] == 31
         assert make_probes(50_000, 64, 64).gradient.shape[2] == MIN_DIM
@@ -983,15 +998,15 @@ class TestManyCells:
         """Of 128 cells with a group each, all of them alike, and in one group that contradicts itself."""
         n_cells, n_outputs = 128, 4
         model = make_probes(n_cells, 64, n_outputs)
-        rollout = random_rollout(0, MIN_STEPS * n_cells, n_cells, 64, n_outputs)
+        rollout = random_rollout(0, MIN_CELL_COUNT * n_cells, n_cells, 64, n_outputs)
         rollout = rollout._replace(cells=th.arange(len(rollout.cells)) % n_cells)
-        want = (1 - 2 * (rollout.cells % 2)) * rollout.latent[:, 0] * rollout.score[:, 0]
+        want = (1 - 2 * (rollout.cells % 2)) * rollout.latent[:, 0] * rollout.grad_log_prob[:, 0]
         with Watching() as watched:
             learn(model, rollout._replace(advantages=want))
             of_one = measure(model)
             of_each = measure(model, list(range(n_cells)))
         assert of_one.cells.isfinite().all()
-        assert of_each.between.isfinite().sum() == n_cells + 2 * probes.MAX_PAIRS
+        assert of_each.between.isfinite().sum() == n_cells + 2 * probe_math.MAX_PAIRS
         sizes = [tensor.numel() for tensor in watched.tensors]
         assert len(sizes) > 1000
         # the rollout itself has 12,800 * 65 numbers
@@ -1000,7 +1015,7 @@ class TestManyCells:
 
 class TestNotFinite:
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e25])
-    @pytest.mark.parametrize("name", ["latent", "score", "advantages"])
+    @pytest.mark.parametrize("name", ["latent", "grad_log_prob", "advantages"])
     def test_rollout_is_left_out(self, name, value):
         model, rollout = learn(make_probes(3), random_rollout(0, 300, 3)), random_rollout(1, 300, 3)
         before = copy.deepcopy(dict(model.named_buffers()))
@@ -1014,9 +1029,9 @@ class TestNotFinite:
 
     def test_largest_numbers_that_are_learnt_from_stay_finite(self):
         model, rollout = make_probes(3), random_rollout(0, 300, 3)
-        for name in ("latent", "score", "advantages"):
+        for name in ("latent", "grad_log_prob", "advantages"):
             learn(model, *[rollout._replace(**{name: 1e12 * getattr(rollout, name)})] * 20, scale_by_cell=True)
-        assert model.steps.sum() > 0
+        assert model.counts.sum() > 0
         assert all(buffer.isfinite().all() for buffer in model.buffers())
 
 
@@ -1045,8 +1060,8 @@ class TestSaved:
         model = learn(make_probes(4, MAX_DIM + 1, MAX_DIM + 1), random_rollout(0, 500, 4, MAX_DIM + 1, MAX_DIM + 1))
         names = model.saved_buffers()
         assert set(names) == {name for name, _ in model.named_buffers()}
-        assert {"projection", "score_projection"} <= set(names)
-        assert not {"projection", "score_projection"} & set(make_probes(4).saved_buffers())
+        assert {"projection", "grad_projection"} <= set(names)
+        assert not {"projection", "grad_projection"} & set(make_probes(4).saved_buffers())
 
     def test_size_for_cartpole(self):
         """Less than twice PPO's file, 144 kB."""

@@ -21,8 +21,8 @@ from tiny_policies import make_scrambled_policy
 from sb3_grpo import GRPO, MlpPolicy, RegroupCallback, RegroupEvent
 from sb3_grpo.callbacks import measure_groups
 from sb3_grpo.distributions import make_action_family
-from sb3_grpo.grouping import Divergences, Merge, Split
 from sb3_grpo.heads import HEAD_DIMS, split_heads
+from sb3_grpo.regroup_plan import Divergences, Merge, Split
 
 N_CELLS, MAX_GROUPS = 6, 4
 N_STEPS, N_ENVS = 32, 4
@@ -210,7 +210,7 @@ def distributions(policy: Any, groups: th.Tensor) -> Any:
     """Of all actions, by the heads of these groups."""
     family = make_action_family(policy.action_space, use_sde=False)
     with th.no_grad():
-        outputs, log_std = policy.head_outputs(policy.latent_pi(make_obs()))
+        outputs, log_std = policy.head_outputs(policy.latent_pi(make_obs()), th.arange(policy.max_groups))
     every = th.arange(len(groups))
     return family.params(outputs[every, groups], None if log_std is None else log_std[every, groups])
 
@@ -304,14 +304,14 @@ class TestMerge:
                     if step == "after":
                         super()._apply(event)
                     with th.no_grad():
-                        outputs, log_std = policy.head_outputs(probes.latent[kept])
+                        outputs, log_std = policy.head_outputs(probes.latent[kept], th.arange(policy.max_groups))
                     groups = policy.cell_to_group[cells]
                     std = None if log_std is None else log_std[every, groups]
                     params.append(family.params(outputs[every, groups], std))
                 changes.append((family.kl(*params).mean().item(), event.kl))
 
-        # a leash so tight that only the heads count
-        model = make_model(**{"n_groups": 4, "merge_kl": 0.02, "split_kl": None, "probe_leash": 1e6, **options})
+        # with so large a coefficient only the heads count
+        model = make_model(**{"n_groups": 4, "merge_kl": 0.02, "split_kl": None, "probe_kl_coef": 1e6, **options})
         model.learn(10 * ROLLOUT, callback=Watching())
         assert changes
         for changed, kl in changes:
@@ -367,11 +367,11 @@ class TestSequences:
                 touched, kept, average = {event.new_group}, event.new_group, {event.group: 1.0}
                 ages[event.group] = ages[event.new_group] = 0
             else:
-                groups[event.keep] |= groups[event.gone]
-                groups[event.gone] = set()
-                touched, kept = {event.keep, event.gone}, event.keep
-                average = {event.keep: event.share, event.gone: 1 - event.share}
-                ages[event.keep] = min(ages[event.keep], ages[event.gone])
+                groups[event.keep] |= groups[event.dropped]
+                groups[event.dropped] = set()
+                touched, kept = {event.keep, event.dropped}, event.keep
+                average = {event.keep: event.share, event.dropped: 1 - event.share}
+                ages[event.keep] = min(ages[event.keep], ages[event.dropped])
             expected = [group for cell in range(N_CELLS) for group in range(MAX_GROUPS) if cell in groups[group]]
             assert policy.cell_to_group.tolist() == expected
             active = [group for group in range(MAX_GROUPS) if groups[group]]
@@ -428,7 +428,7 @@ class TestResume:
             assert expected.keys() == actual.keys()
             assert [entry for entry in expected if not actual[entry].equal(expected[entry])] == []
         names = {name for name, _ in resumed.policy.named_buffers()}
-        assert names >= {"cell_to_group", "group_age", "probes.gradient", "probes.steps", "probes.latent", "probes.scale"}
+        assert names >= {"cell_to_group", "group_age", "probes.gradient", "probes.counts", "probes.latent", "probes.scale"}
 
     def test_history_is_loaded_as_events(self, tmp_path):
         model = make_model()
@@ -714,9 +714,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (dict(regroup_freq=0), r"`regroup_freq` must be an integer of at least 1, or None, got 0"),
     (dict(regroup_freq=1.5), r"`regroup_freq` must be an integer of at least 1, or None, got 1.5"),
     (dict(regroup_warmup=-1), r"`regroup_warmup` must be an integer of at least 0, or None, got -1"),
-    (dict(probe_leash=0), r"`probe_leash` must be finite and above 0, got 0"),
-    (dict(probe_leash=-0.05), r"`probe_leash` must be finite and above 0, got -0.05"),
-    (dict(probe_leash=math.nan), r"`probe_leash` must be finite and above 0, got nan"),
+    (dict(probe_kl_coef=0), r"`probe_kl_coef` must be finite and above 0, got 0"),
+    (dict(probe_kl_coef=-0.05), r"`probe_kl_coef` must be finite and above 0, got -0.05"),
+    (dict(probe_kl_coef=math.nan), r"`probe_kl_coef` must be finite and above 0, got nan"),
 ]
 
 

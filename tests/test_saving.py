@@ -16,7 +16,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_grpo import GRPO, saving
-from sb3_grpo.grouping import Merge, Split
+from sb3_grpo.regroup_plan import Merge, Split
 from sb3_grpo.saving import complete_file
 
 KWARGS: dict[str, Any] = dict(n_steps=32, batch_size=32, n_epochs=2, seed=0, device="cpu", learning_rate=3e-3)

@@ -14,8 +14,8 @@ from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_grpo import GRPO
-from sb3_grpo.grouping import Merge, Split
 from sb3_grpo.heads import HEAD_DIMS, split_heads
+from sb3_grpo.regroup_plan import Merge, Split
 from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate, adam_step
 
 TINY: dict[str, Any] = {

@@ -16,7 +16,7 @@ from tiny_envs import RandomEnv
 from torch import nn
 
 from sb3_grpo import GRPO, MlpPolicy
-from sb3_grpo.grouping import Merge
+from sb3_grpo.regroup_plan import Merge
 from sb3_grpo.update import EagerUpdate, FlatUpdate
 
 KWARGS: dict[str, Any] = dict(n_steps=32, batch_size=16, n_epochs=2, seed=0, device="cpu", learning_rate=3e-3)
@@ -176,7 +176,7 @@ class TestGetDistribution:
         policy = GRPO("MlpPolicy", make_env(space), **KWARGS, **kwargs).learn(64).policy
         obs = th.rand(30, 4) * 2 - 1
         with th.no_grad():
-            heads, log_std = policy.head_outputs(policy.latent_pi(obs))
+            heads, log_std = policy.head_outputs(policy.latent_pi(obs), th.arange(policy.max_groups))
             outputs = heads[th.arange(30), policy.groups(obs)]
             distribution = policy.get_distribution(obs)
             if log_std is None:

@@ -21,9 +21,9 @@ from tiny_policies import make_scrambled_policy
 from sb3_grpo import GRPO, MlpPolicy
 from sb3_grpo.buffers import GroupRolloutBufferSamples
 from sb3_grpo.envs.cartpole import FOUR_TASKS
-from sb3_grpo.grouping import Merge, Split
 from sb3_grpo.heads import merge_heads
 from sb3_grpo.policies import VALUE_HALF_LIFE
+from sb3_grpo.regroup_plan import Merge, Split
 from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate
 
 N_CELLS = N_HEADS = 4

@@ -28,9 +28,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_grpo import GRPO, rl_zoo, zoo
-from sb3_grpo.grouping import Split
 from sb3_grpo.heads import split_heads
 from sb3_grpo.policies import NonFiniteError
+from sb3_grpo.regroup_plan import Split
 from sb3_grpo.zoo_configs import hyperparams
 
 TASKS = "sb3_grpo/TaskCartPole-v0"

@@ -8,7 +8,7 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_grpo.grouping import (
+from sb3_grpo.regroup_plan import (
     Divergences,
     Merge,
     Split,
@@ -48,13 +48,13 @@ def measured(cell_to_group, between=None, within=None, kl=None, halves=None, err
         within_error=th.full((N_HEADS,), error),
         cells=kl,
         cells_by_half=th.stack(halves or [kl, kl]),
-        cell_steps=th.tensor(steps or [100.0] * n_cells),
+        cell_counts=th.tensor(steps or [100.0] * n_cells),
     )
 
 
-def plan(cell_to_group, *, merge_kl=0.1, split_kl=0.3, mature=(True,) * N_HEADS, **kwargs):
+def plan(cell_to_group, *, merge_kl=0.1, split_kl=0.3, mergeable=(True,) * N_HEADS, **kwargs):
     groups = th.tensor(cell_to_group)
-    events = plan_regrouping(measured(cell_to_group, **kwargs), groups, th.tensor(mature), merge_kl, split_kl)
+    events = plan_regrouping(measured(cell_to_group, **kwargs), groups, th.tensor(mergeable), merge_kl, split_kl)
     return [event._replace(kl=round(event.kl, 6)) for event in events]
 
 
@@ -66,7 +66,7 @@ TWO_AND_TWO = clusters((0, 1), (2, 3))
 class TestMerging:
     def test_alike_groups_merge(self):
         (event,) = plan(FOUR, between={(1, 3): 0.05})
-        assert event == Merge(keep=1, gone=3, share=0.5, kl=0.05)
+        assert event == Merge(keep=1, dropped=3, share=0.5, kl=0.05)
 
     @pytest.mark.parametrize(("kl", "n_events"), [(0.0, 1), (0.05, 1), (0.124, 1), (0.125, 0), (0.126, 0), (0.4, 0)])
     def test_below_the_threshold_only(self, kl, n_events):
@@ -82,9 +82,9 @@ class TestMerging:
 
     @pytest.mark.parametrize("young", [0, 1])
     def test_young_groups_do_not(self, young):
-        mature = [group != young for group in range(N_HEADS)]
-        assert plan(FOUR, between={(0, 1): 0.0}, mature=mature) == []
-        assert len(plan(FOUR, between={(0, 1): 0.0, (2, 3): 0.0}, mature=mature)) == 1
+        mergeable = [group != young for group in range(N_HEADS)]
+        assert plan(FOUR, between={(0, 1): 0.0}, mergeable=mergeable) == []
+        assert len(plan(FOUR, between={(0, 1): 0.0, (2, 3): 0.0}, mergeable=mergeable)) == 1
 
     def test_none_means_never(self):
         assert plan(FOUR, between={(0, 1): 0.0}, merge_kl=None) == []
@@ -99,11 +99,11 @@ class TestMerging:
 
     def test_best_pair_first_and_no_group_twice(self):
         events = plan(FOUR, between={(0, 1): 0.03, (1, 2): 0.01, (0, 2): 0.02})
-        assert [(event.keep, event.gone) for event in events if isinstance(event, Merge)] == [(1, 2)]
+        assert [(event.keep, event.dropped) for event in events if isinstance(event, Merge)] == [(1, 2)]
 
     def test_several_pairs_at_once(self):
         events = plan(FOUR, between={(0, 3): 0.04, (1, 2): 0.02, (2, 3): 0.03})
-        assert [(event.keep, event.gone) for event in events if isinstance(event, Merge)] == [(1, 2), (0, 3)]
+        assert [(event.keep, event.dropped) for event in events if isinstance(event, Merge)] == [(1, 2), (0, 3)]
 
 
 class TestSplitting:
@@ -169,7 +169,7 @@ class TestSplitting:
         assert event == Split(0, 1, [1, 3], 0.4)
 
     def test_young_groups_do_too(self):
-        assert len(plan(TOGETHER, within={0: 0.4}, kl=TWO_AND_TWO, mature=[False] * N_HEADS)) == 1
+        assert len(plan(TOGETHER, within={0: 0.4}, kl=TWO_AND_TWO, mergeable=[False] * N_HEADS)) == 1
 
 
 class TestSplittingAndMerging:
@@ -341,7 +341,7 @@ def any_divergences(random, n_cells, n_heads):
 
 
 def unknown_without_steps(divergences, groups):
-    unseen = sum_by(divergences.cell_steps, groups, len(divergences.within)) == 0
+    unseen = sum_by(divergences.cell_counts, groups, len(divergences.within)) == 0
     return divergences._replace(
         between=divergences.between.masked_fill(unseen | unseen.unsqueeze(1), math.nan),
         within=divergences.within.masked_fill(unseen, math.nan),
@@ -349,7 +349,7 @@ def unknown_without_steps(divergences, groups):
 
 
 def involved(event):
-    return [event.keep, event.gone] if isinstance(event, Merge) else [event.group, event.new_group]
+    return [event.keep, event.dropped] if isinstance(event, Merge) else [event.group, event.new_group]
 
 
 def cells_of(groups):
@@ -366,18 +366,18 @@ class Rounds:
         # thresholds may be missing, but most often they are not
         self.merge_kl, self.split_kl = (value if random.random() < 0.9 else None for value in (0.2, 0.3))
         self.measured = [any_divergences(random, n_cells, n_heads) for _ in range(n_rounds)]
-        self.mature = [th.as_tensor(random.random(n_heads) < 0.8) for _ in range(n_rounds)]
+        self.mergeable = [th.as_tensor(random.random(n_heads) < 0.8) for _ in range(n_rounds)]
 
-    def plan(self, divergences, groups, mature):
-        return plan_regrouping(divergences, groups, mature, self.merge_kl, self.split_kl)
+    def plan(self, divergences, groups, mergeable):
+        return plan_regrouping(divergences, groups, mergeable, self.merge_kl, self.split_kl)
 
     def __iter__(self):
         groups = self.groups
-        for of_cells, mature in zip(self.measured, self.mature, strict=True):
+        for of_cells, mergeable in zip(self.measured, self.mergeable, strict=True):
             divergences = unknown_without_steps(of_cells, groups)
-            events = self.plan(divergences, groups, mature)
+            events = self.plan(divergences, groups, mergeable)
             after = apply_plan(events, groups)
-            yield divergences, mature, events, groups, after
+            yield divergences, mergeable, events, groups, after
             groups = after
 
 
@@ -422,25 +422,27 @@ class TestAnySequence:
     @property_test
     @given(any_rounds)
     def test_merges(self, rounds):
-        for divergences, mature, events, before, after in rounds:
+        for divergences, mergeable, events, before, after in rounds:
             for event in events:
                 if isinstance(event, Merge):
-                    keep, gone = event.keep, event.gone
-                    assert mature[[keep, gone]].all()
-                    assert event.kl == divergences.between[keep, gone] < rounds.merge_kl
+                    keep, dropped = event.keep, event.dropped
+                    assert mergeable[[keep, dropped]].all()
+                    assert event.kl == divergences.between[keep, dropped] < rounds.merge_kl
                     assert 0 <= event.share <= 1
-                    assert cells_of(after)[keep] == sorted(cells_of(before)[keep] + cells_of(before)[gone])
-                    assert gone not in after
+                    assert cells_of(after)[keep] == sorted(cells_of(before)[keep] + cells_of(before)[dropped])
+                    assert dropped not in after
 
     @property_test
     @given(any_rounds)
     def test_groups_without_steps_are_not_merged(self, rounds):
         """Whatever is said to be known of them."""
-        for of_cells, mature in zip(rounds.measured, rounds.mature, strict=True):
+        for of_cells, mergeable in zip(rounds.measured, rounds.mergeable, strict=True):
             everything_alike = of_cells._replace(between=th.zeros_like(of_cells.between))
-            for event in rounds.plan(everything_alike, rounds.groups, mature):
+            for event in rounds.plan(everything_alike, rounds.groups, mergeable):
                 if isinstance(event, Merge):
-                    steps = [of_cells.cell_steps[rounds.groups == group].sum().item() for group in (event.keep, event.gone)]
+                    steps = [
+                        of_cells.cell_counts[rounds.groups == group].sum().item() for group in (event.keep, event.dropped)
+                    ]
                     assert min(steps) > 0
                     assert event.share == pytest.approx(steps[0] / sum(steps))
 
@@ -456,22 +458,22 @@ class TestAnySequence:
                     assert cells_of(after)[event.new_group] == sorted(event.cells)
                     stay = cells_of(after)[event.group]
                     assert sorted(stay + event.cells) == cells_of(before)[event.group]
-                    assert divergences.cell_steps[stay].any(), "somebody with steps stays"
+                    assert divergences.cell_counts[stay].any(), "somebody with steps stays"
 
     @property_test
     @given(any_rounds)
     def test_cells_without_steps_never_move_in_a_split(self, rounds):
         for divergences, _, events, _, _ in rounds:
             for event in events:
-                assert isinstance(event, Merge) or divergences.cell_steps[event.cells].all()
+                assert isinstance(event, Merge) or divergences.cell_counts[event.cells].all()
 
     @property_test
     @given(any_rounds)
     def test_deterministic_and_nothing_given_is_changed(self, rounds):
-        for divergences, mature, events, before, _ in rounds:
+        for divergences, mergeable, events, before, _ in rounds:
             copies = Divergences(*(tensor.clone() for tensor in divergences))
             groups = before.clone()
-            assert rounds.plan(copies, groups, mature.clone()) == events
+            assert rounds.plan(copies, groups, mergeable.clone()) == events
             assert groups.equal(before)
             assert all(one.equal(other) for one, other in zip(copies[3:], divergences[3:], strict=True))
 
@@ -487,15 +489,15 @@ class TestAnySequence:
     def test_names_of_cells_do_not_matter(self, rounds, random):
         names = list(range(len(rounds.groups)))
         random.shuffle(names)
-        for divergences, mature, _, before, after in rounds:
+        for divergences, mergeable, _, before, after in rounds:
             renamed = divergences._replace(
                 cells=divergences.cells[names][:, names],
                 cells_by_half=divergences.cells_by_half[:, names][:, :, names],
-                cell_steps=divergences.cell_steps[names],
+                cell_counts=divergences.cell_counts[names],
             )
-            other = apply_plan(rounds.plan(renamed, before[names], mature), before[names])
+            other = apply_plan(rounds.plan(renamed, before[names], mergeable), before[names])
             # which half of a group keeps its head, and with it the cells without steps, depends on the names
-            seen = set(renamed.cell_steps.nonzero().flatten().tolist())
+            seen = set(renamed.cell_counts.nonzero().flatten().tolist())
             one, same = ({frozenset(seen & set(cells)) for cells in cells_of(g).values()} for g in (after[names], other))
             assert one - {frozenset()} == same - {frozenset()}
 
