@@ -9,11 +9,11 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, kl_divergence
 
 from sb3_grpo.distributions import (
-    CategoricalFamily,
-    DistributionFamily,
+    CategoricalActions,
+    SB3Actions,
     GroupStateDependentNoiseDistribution,
     head_rows,
-    make_action_family,
+    make_action_distribution,
 )
 
 SIZES = [2, 4, 3]
@@ -60,7 +60,7 @@ class TestKl:
         ("shape", "other_shape"), [((7,), (7,)), ((7, 4, 1), (7, 1, 4)), ((7, 1), (7, 4)), ((1,), (7,)), ((), ())], ids=str
     )
     def test_is_that_of_torch(self, kind, shape, other_shape):
-        family = make_action_family(ACTION_SPACES[kind], use_sde=False)
+        family = make_action_distribution(ACTION_SPACES[kind], use_sde=False)
         one, other = random_params(kind, *shape), random_params(kind, *other_shape)
         kl = family.kl(family.params(*one), family.params(*other))
         assert kl.shape == th.broadcast_shapes(shape, other_shape)
@@ -68,24 +68,24 @@ class TestKl:
         assert (kl > 0).all()
 
     def test_is_not_symmetric(self, kind):
-        family = make_action_family(ACTION_SPACES[kind], use_sde=False)
+        family = make_action_distribution(ACTION_SPACES[kind], use_sde=False)
         one, other = (family.params(*random_params(kind, 7)) for _ in range(2))
         assert not th.allclose(family.kl(one, other), family.kl(other, one))
 
     def test_of_equal_distributions_is_zero(self, kind):
-        family = make_action_family(ACTION_SPACES[kind], use_sde=False)
+        family = make_action_distribution(ACTION_SPACES[kind], use_sde=False)
         params = family.params(*random_params(kind, 7, scale=10))
         assert not family.kl(params, params).any()
 
     def test_one_standard_deviation_for_all_steps(self):
-        family = make_action_family(ACTION_SPACES["box"], use_sde=False)
+        family = make_action_distribution(ACTION_SPACES["box"], use_sde=False)
         means, log_std = th.randn(2, 7, 3), th.randn(2, 3)
         kl = family.kl(*(family.params(mean, std) for mean, std in zip(means, log_std, strict=True)))
         th.testing.assert_close(kl, torch_kl("box", means[0], log_std[0], means[1], log_std[1]))
 
     def test_numbers(self):
         def kl(space, *arguments):
-            family = make_action_family(space, use_sde=False)
+            family = make_action_distribution(space, use_sde=False)
             return family.kl(*(family.params(*each) for each in arguments)).item()
 
         # 3/4 log(3/4 / (1/2)) + 1/4 log(1/4 / (1/2))
@@ -101,7 +101,7 @@ class TestKl:
     @given(st.sampled_from(list(ACTION_SPACES)), st.integers(0, 2**31), st.floats(0.001, 30), st.floats(0.0, 30))
     def test_is_never_negative(self, kind, seed, scale, distance):
         generator = th.Generator().manual_seed(seed)
-        family, n = make_action_family(ACTION_SPACES[kind], use_sde=False), N_OUTPUTS[kind]
+        family, n = make_action_distribution(ACTION_SPACES[kind], use_sde=False), N_OUTPUTS[kind]
         outputs, change = (th.randn(20, n, generator=generator) for _ in range(2))
         log_std, other_log_std = (th.randn(20, n, generator=generator) for _ in range(2))
         other = family.params(scale * outputs + distance * change, other_log_std)
@@ -120,7 +120,7 @@ class TestGsde:
             distribution.proba_distribution_net(latent_dim=8)
             distribution.proba_distribution(th.randn(7, 2), th.randn(8, 2), th.randn(7, 8))
             distributions.append(distribution)
-        family = DistributionFamily()
+        family = SB3Actions()
         expected = kl_divergence(distributions[0].distribution, distributions[1].distribution).sum(dim=1)
         th.testing.assert_close(family.kl(*(family.params(each) for each in distributions)), expected)
         assert (expected > 0).all()
@@ -138,14 +138,14 @@ class TestGsde:
         first, second = (Normal(m, v.sqrt()) for m, v in zip((mean[:, :2], mean[:, 2:]), variances, strict=True))
         own = kl_divergence(first, second).sum(dim=1)
         expected = th.where(th.tensor([False, True, True, False, True, True]), own, th.zeros(6))
-        th.testing.assert_close(DistributionFamily().kl(*chosen), expected)
+        th.testing.assert_close(SB3Actions().kl(*chosen), expected)
 
 
 class TestCategoricalSamples:
     @pytest.mark.parametrize("shape", [(1, 2), (64, 5), (1000, 18), (7, 1)], ids=str)
     @pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
     def test_are_those_of_multinomial(self, shape, scale):
-        family = CategoricalFamily()
+        family = CategoricalActions()
         for seed in range(5):
             th.manual_seed(seed)
             params = family.params(scale * th.randn(*shape))
@@ -158,8 +158,8 @@ class TestCategoricalSamples:
     def test_have_the_right_frequencies(self):
         th.manual_seed(0)
         probabilities = th.tensor([0.5, 0.3, 0.2, 0.0])
-        params = CategoricalFamily().params(probabilities.log().expand(20_000, 4))
-        frequencies = CategoricalFamily().sample(params).bincount(minlength=4) / 20_000
+        params = CategoricalActions().params(probabilities.log().expand(20_000, 4))
+        frequencies = CategoricalActions().sample(params).bincount(minlength=4) / 20_000
         # standard error of a frequency 1/2 in 20,000 draws: 0.0035
         th.testing.assert_close(frequencies, probabilities, atol=0.012, rtol=0)
         assert frequencies[3] == 0

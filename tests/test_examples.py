@@ -26,7 +26,7 @@ def test_hidden_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     model = load("hidden_types").main(8192, str(tmp_path / "picture.png"))
     assert (tmp_path / "picture.png").stat().st_size > 0
     assert "of 500" in capsys.readouterr().out
-    assert len(model.policy.cell_to_group) == 10
+    assert len(model.policy.grouping.cell_to_group) == 10
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

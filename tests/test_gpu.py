@@ -109,11 +109,11 @@ def test_saved_here_loaded_on_the_cpu_and_back(device, tmp_path: Path):
 def test_groups_merge_and_split(device):
     model: Any = make_model(device, max_groups=5).learn(256)
     model.policy.regroup(Merge(0, 1, 0.5, 0.0))
-    assert model.policy.cell_to_group.tolist() == [0, 0, 2, 3]
+    assert model.policy.grouping.cell_to_group.tolist() == [0, 0, 2, 3]
     model.learn(256, reset_num_timesteps=False)
     assert [record.cells for record in model.groups] == [[0, 1], [2], [3]]
     model.policy.regroup(Split(0, 4, [1], 1.0))
-    assert model.policy.cell_to_group.tolist() == [0, 4, 2, 3]
+    assert model.policy.grouping.cell_to_group.tolist() == [0, 4, 2, 3]
     model.learn(256, reset_num_timesteps=False)
     assert [record.cells for record in model.groups] == [[0], [2], [3], [1]]
     # they began alike and have learnt different things since
@@ -125,7 +125,7 @@ def test_regrouping_by_itself(device):
     model = make_model(device, merge_kl=50.0).learn(4 * 256)
     # everything is alike
     assert [event.kind for event in model.regroup_history] == ["merge"] * 3
-    assert model.policy.cell_to_group.tolist() == [0, 0, 0, 0]
+    assert model.policy.grouping.cell_to_group.tolist() == [0, 0, 0, 0]
 
 
 def test_evaluates_by_task(device):

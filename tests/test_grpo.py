@@ -311,7 +311,7 @@ class TestGroupRecords:
         th.nn.init.constant_(model.policy.value_net.bias, 100.0)
         model.learn(64)
         assert model.rollout_buffer.rewards.max() > 50
-        assert model.policy.reward_units.size.tolist() == pytest.approx([1.0, 1.0])
+        assert model.reward_scale.size.tolist() == pytest.approx([1.0, 1.0])
 
     def test_all_steps_and_cells_belong_to_a_group(self, task_cartpole):
         model = make_model(task_cartpole, n_groups=3, router_kwargs=dict(n_cells=7)).learn(256)

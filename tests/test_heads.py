@@ -83,7 +83,7 @@ def heads_of(policy):
     for name, parameter in policy.named_parameters():
         if name in HEAD_DIMS:
             for key, value in {"": parameter.detach(), **moments_of(policy, parameter)}.items():
-                found[name, key] = split_heads(value, HEAD_DIMS[name], len(policy.group_age)).clone()
+                found[name, key] = split_heads(value, HEAD_DIMS[name], len(policy.grouping.age)).clone()
     return found
 
 
@@ -189,11 +189,11 @@ def narrow_shapes(policy, spec):
 @contextmanager
 def alone(policy, group):
     """``policy.trained_alone()`` while all cells belong to one group."""
-    policy.cell_to_group.fill_(group)
+    policy.grouping.cell_to_group.fill_(group)
     policy.note_groups()
     with policy.trained_alone():
         yield
-    policy.cell_to_group.copy_(th.arange(N_HEADS))
+    policy.grouping.cell_to_group.copy_(th.arange(N_HEADS))
     policy.note_groups()
 
 

@@ -221,8 +221,8 @@ def check_parity_of_the_first_head(*args, **kwargs) -> tuple[PPO, GRPO]:
 def check_first_head(ppo: PPO, grpo: GRPO, untrained: PPO) -> None:
     n_heads = grpo.policy.max_groups
     assert ppo._n_updates == grpo._n_updates >= N_UPDATES
-    assert grpo.policy.probes is not None
-    assert grpo.policy.probes.counts.sum() > 0
+    assert grpo.regrouper.probes is not None
+    assert grpo.regrouper.probes.counts.sum() > 0
     assert grpo.regroup_history == []
     wide, fresh = dict(grpo.policy.named_parameters()), untrained.policy.state_dict()
     for name, parameter in ppo.policy.named_parameters():
@@ -310,7 +310,7 @@ class TestDefaults:
         ppo, grpo = train(PPO, make_env, "MlpPolicy", **options), train(GRPO, make_env, "MlpPolicy", **options)
         assert isinstance(grpo, GRPO)
         check_first_head(ppo, grpo, train_nothing(make_env, "MlpPolicy"))
-        assert (grpo.n_groups, grpo.max_groups, grpo.policy.active_groups) == (1, 8, [0])
+        assert (grpo.n_groups, grpo.max_groups, grpo.policy.grouping.active) == (1, 8, [0])
         assert grpo.regrouping_due, "the probes were never asked: this test says less"
         assert grpo.logger.name_to_value["groups/coef_effective"] > 0
 

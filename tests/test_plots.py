@@ -233,7 +233,7 @@ class TestCallback:
 
         def interrupted(*args: Any) -> None:
             change(*args)
-            if model.policy.cell_to_group.tolist() != model.first_grouping and not model.regroup_history:
+            if model.policy.grouping.cell_to_group.tolist() != model.first_grouping and not model.regroup_history:
                 signal.raise_signal(signal.SIGINT)
 
         monkeypatch.setattr(model.policy, where, interrupted)
@@ -241,7 +241,7 @@ class TestCallback:
             model.learn(5 * ROLLOUT, Scripted({2: Split(0, 2, [2], 1.0)}))
         assert model.num_timesteps == 2 * ROLLOUT
         (event,) = model.regroup_history
-        assert event.cell_to_group == model.policy.cell_to_group.tolist() != model.first_grouping
+        assert event.cell_to_group == model.policy.grouping.cell_to_group.tolist() != model.first_grouping
 
 
 class TestPrintedLines:

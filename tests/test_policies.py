@@ -180,7 +180,7 @@ class TestGroups:
     def test_are_those_of_the_cells(self):
         policy = make_policy(ACTION_SPACES["discrete"])
         assert policy.groups(make_obs(GROUPS)).equal(GROUPS)
-        policy.cell_to_group.copy_(th.tensor([2, 0, 0]))
+        policy.grouping.cell_to_group.copy_(th.tensor([2, 0, 0]))
         assert policy.groups(make_obs(GROUPS)).equal(th.tensor([2, 0, 0])[GROUPS])
 
     def test_cells_are_dealt_by_the_seed(self):
@@ -192,7 +192,7 @@ class TestGroups:
 
     def test_spare_heads_are_not_used_at_the_start(self):
         policy = make_policy(ACTION_SPACES["discrete"], n_groups=2, max_groups=5)
-        assert sorted(policy.cell_to_group.unique().tolist()) == [0, 1]
+        assert sorted(policy.grouping.cell_to_group.unique().tolist()) == [0, 1]
         assert policy.action_net.out_features == 5 * 4
         assert policy.value_net.out_features == 5
 
@@ -222,8 +222,8 @@ class TestNumberOfHeads:
         policy = make_policy(ACTION_SPACES["discrete"], **kwargs)
         assert (policy.n_groups, policy.max_groups) == expected
         assert policy.value_net.out_features == expected[1]
-        assert len(policy.active_groups) == expected[0]
-        assert (policy.probes is None) == (expected[1] == 1)
+        assert len(policy.grouping.active) == expected[0]
+        assert (regrouper.probes is None) == (expected[1] == 1)
 
     def test_random_numbers_are_drawn_as_with_one_head(self, action_space):
         states = []
@@ -332,7 +332,7 @@ VARIANTS = [
 
 
 def give_all_cells_to(policy, group):
-    policy.cell_to_group.fill_(group)
+    policy.grouping.cell_to_group.fill_(group)
     policy.note_groups()
 
 
@@ -539,7 +539,7 @@ def test_saved_policy_is_the_same_when_loaded(tmp_path, router, router_kwargs):
     policy = make_policy(ACTION_SPACES["discrete"], router=router, router_kwargs=router_kwargs, n_groups=2, max_groups=4)
     randomize(policy)
     obs = make_obs(GROUPS)
-    policy.router.fit(obs, 0)
+    policy.grouping.router.fit(obs, 0)
     policy.save(str(tmp_path / "policy.pth"))
     loaded = MlpPolicy.load(str(tmp_path / "policy.pth"))
     expected, actual = policy.state_dict(), loaded.state_dict()

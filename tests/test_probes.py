@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sb3_grpo import probe_math, probes
-from sb3_grpo.distributions import ActionFamily, BernoulliFamily, CategoricalFamily, GaussianFamily
+from sb3_grpo.distributions import ActionDistribution, BernoulliActions, CategoricalActions, GaussianActions
 from sb3_grpo.probe_math import N_FOLDS, Sums, cells_kl, product
 from sb3_grpo.probes import (
     HALF_LIFE,
@@ -42,7 +42,7 @@ class Rollout(NamedTuple):
 
 
 def make_probes(n_cells: int, latent_dim: int = LATENT_DIM, n_outputs: int = N_OUTPUTS, **kwargs: Any) -> Probes:
-    return Probes(latent_dim, n_outputs, n_cells, **{"family": CategoricalFamily(), **kwargs})
+    return Probes(latent_dim, n_outputs, n_cells, **{"family": CategoricalActions(), **kwargs})
 
 
 def random_rollout(seed: int, steps: int, n_cells: int, latent_dim: int = LATENT_DIM, n_outputs: int = N_OUTPUTS) -> Rollout:
@@ -88,7 +88,7 @@ def measure(
     def head_outputs(latent: th.Tensor, chosen: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
         outputs = th.einsum("kij,bj->bki", heads[chosen], latent)
         # heads with other means have other standard deviations as well
-        return outputs, heads[chosen].mean(dim=2).expand_as(outputs) if isinstance(model.family, GaussianFamily) else None
+        return outputs, heads[chosen].mean(dim=2).expand_as(outputs) if isinstance(model.family, GaussianActions) else None
 
     flags = th.tensor([True] * len(heads) if mergeable is None else mergeable)
     return model.measure(groups, kl_coef, head_outputs, flags, merge_kl, split_kl)
@@ -280,7 +280,7 @@ def outer_mean(rows: th.Tensor) -> th.Tensor:
 class TestProduct:
     """Against KL divergences in closed form; the trunk's output is independent of the probabilities: a full grid."""
 
-    def exact(self, family: ActionFamily, logits: th.Tensor, points: th.Tensor, change: th.Tensor) -> float:
+    def exact(self, family: ActionDistribution, logits: th.Tensor, points: th.Tensor, change: th.Tensor) -> float:
         """
         :return: mean of ``KL(head || head + change)``
         """
@@ -292,15 +292,15 @@ class TestProduct:
         logits, points = (th.randn(50, n, generator=generator, dtype=th.double) for n in (n_outputs, 4))
         return logits, points, th.randn(n_outputs, 4, generator=generator, dtype=th.double)
 
-    def fisher_of(self, family: ActionFamily, logits: th.Tensor) -> th.Tensor:
+    def fisher_of(self, family: ActionDistribution, logits: th.Tensor) -> th.Tensor:
         """Covariance of the gradient of the log-likelihood, by hand."""
-        if isinstance(family, BernoulliFamily):
+        if isinstance(family, BernoulliActions):
             p = logits.sigmoid()
             return th.diag((p * (1 - p)).mean(dim=0))
         p = logits.softmax(dim=1)
         return th.diag(p.mean(dim=0)) - outer_mean(p)
 
-    @pytest.mark.parametrize("family", [CategoricalFamily(), BernoulliFamily()], ids=["categorical", "bernoulli"])
+    @pytest.mark.parametrize("family", [CategoricalActions(), BernoulliActions()], ids=["categorical", "bernoulli"])
     def test_is_the_kl_divergence_to_second_order(self, family):
         logits, points, direction = self.draw(3)
         fisher, moment = self.fisher_of(family, logits), outer_mean(points)
@@ -318,7 +318,7 @@ class TestProduct:
         std = th.tensor([0.3, 4.0], dtype=th.double)
         # gradients in units of the standard deviation have second moment 1: the change is in these units too
         changed = mean.unsqueeze(1) + std * (points @ change.T)
-        family = GaussianFamily()
+        family = GaussianActions()
         exact = family.kl(*(family.params(x, std.log()) for x in (mean.unsqueeze(1), changed))).mean()
         th.testing.assert_close(single_product(change, change, th.eye(2, dtype=th.double), outer_mean(points)), exact)
 
@@ -326,7 +326,7 @@ class TestProduct:
         """Negative control: the factored Fisher matrix is an approximation."""
         _, points, direction = self.draw(3)
         logits, change = 3 * points[:, :3], 1e-3 * direction
-        family = CategoricalFamily()
+        family = CategoricalActions()
         changed = logits + points @ change.T
         exact = family.kl(family.params(logits), family.params(changed)).mean()
         assert abs(single_product(change, change, self.fisher_of(family, logits), outer_mean(points)) / exact - 1) > 0.05
@@ -365,12 +365,12 @@ class TestProbe:
     def test_maximises_the_advantage_minus_the_kl(self, kl_coef):
         rollout = self.gaussian_data()
         assert rollout.advantages.abs().max() < 3
-        model = learn(make_probes(1, family=GaussianFamily()), rollout)
+        model = learn(make_probes(1, family=GaussianActions()), rollout)
         contributions, _ = everything(model).solve()
         probe = (contributions[0].sum(dim=0) / kl_coef).requires_grad_()
         changes = th.nn.functional.pad(rollout.latent, (0, 1), value=1.0) @ probe.T
         head, changed = th.zeros_like(changes), changes
-        kl = GaussianFamily().kl((head, th.ones_like(head)), (changed, th.ones_like(head))).mean()
+        kl = GaussianActions().kl((head, th.ones_like(head)), (changed, th.ones_like(head))).mean()
         surrogate = (rollout.advantages * (rollout.grad_log_prob * changes).sum(dim=1)).mean()
         (slope,) = th.autograd.grad(surrogate - kl_coef * kl, probe)
         steepest = model.gradient[0, 0] / len(rollout.cells)
@@ -812,7 +812,7 @@ class TestHeads:
     """With so large a ``kl_coef`` that probes equal the heads, only the heads are compared."""
 
     @pytest.mark.parametrize("chunk", [probe_math.MAX_OUTPUTS, 100])
-    @pytest.mark.parametrize("family", [CategoricalFamily(), GaussianFamily()], ids=["categorical", "gaussian"])
+    @pytest.mark.parametrize("family", [CategoricalActions(), GaussianActions()], ids=["categorical", "gaussian"])
     def test_differ_by_the_mean_divergence_in_the_worse_direction(self, family, chunk, monkeypatch):
         monkeypatch.setattr(probe_math, "MAX_OUTPUTS", chunk)
         cell_to_group = [0, 1, 1, 2]
@@ -821,7 +821,7 @@ class TestHeads:
         result = measure(model, cell_to_group, 1e6, weight)
         groups = [cell_to_group[cell] for cell in model.cells[model.cells >= 0].tolist()]
         outputs = th.einsum("kij,bj->bki", weight, model.latent[model.cells >= 0])
-        log_std = weight.mean(dim=2).expand_as(outputs) if isinstance(family, GaussianFamily) else None
+        log_std = weight.mean(dim=2).expand_as(outputs) if isinstance(family, GaussianActions) else None
         for i, j in itertools.combinations(range(3), 2):
             steps = [step for step, group in enumerate(groups) if group in (i, j)]
             means = []

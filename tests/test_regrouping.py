@@ -20,7 +20,7 @@ from tiny_policies import make_scrambled_policy
 
 from sb3_grpo import GRPO, MlpPolicy, RegroupCallback, RegroupEvent
 from sb3_grpo.callbacks import measure_groups
-from sb3_grpo.distributions import make_action_family
+from sb3_grpo.distributions import make_action_distribution
 from sb3_grpo.heads import HEAD_DIMS, split_heads
 from sb3_grpo.regroup_plan import Divergences, Merge, Split
 
@@ -61,7 +61,7 @@ def make_model(name: str = "cartpole", **kwargs: Any) -> Any:
 
 
 def cells_of(model: Any, group: int) -> list[int]:
-    return (model.policy.cell_to_group == group).nonzero().flatten().tolist()
+    return (model.policy.grouping.cell_to_group == group).nonzero().flatten().tolist()
 
 
 class Scripted(RegroupCallback):
@@ -208,7 +208,7 @@ def behaviour(policy: Any) -> Behaviour:
 
 def distributions(policy: Any, groups: th.Tensor) -> Any:
     """Of all actions, by the heads of these groups."""
-    family = make_action_family(policy.action_space, use_sde=False)
+    family = make_action_distribution(policy.action_space, use_sde=False)
     with th.no_grad():
         outputs, log_std = policy.head_outputs(policy.latent_pi(make_obs()), th.arange(policy.max_groups))
     every = th.arange(len(groups))
@@ -233,9 +233,9 @@ def trunk(policy: Any) -> dict[str, th.Tensor]:
 
 class TestSplit:
     def test_changes_nothing_that_the_policy_does(self, policy):
-        before, cells = behaviour(policy), (policy.cell_to_group == 1).nonzero().flatten().tolist()
+        before, cells = behaviour(policy), (policy.grouping.cell_to_group == 1).nonzero().flatten().tolist()
         policy.regroup(Split(1, 3, cells[1:], 1.0))
-        assert policy.active_groups == [0, 1, 3]
+        assert policy.grouping.active == [0, 1, 3]
         assert policy.groups(make_obs()[cells]).tolist() == [1, 3, 3]
         after = behaviour(policy)
         th.testing.assert_close(after, before, rtol=0, atol=0)
@@ -251,7 +251,7 @@ class TestSplit:
 
     def test_lets_heads_go_their_own_ways(self, policy):
         before = behaviour(policy)
-        policy.regroup(Split(1, 3, [(policy.cell_to_group == 1).nonzero().flatten().tolist()[0]], 1.0))
+        policy.regroup(Split(1, 3, [(policy.grouping.cell_to_group == 1).nonzero().flatten().tolist()[0]], 1.0))
         with th.no_grad():
             split_heads(policy.value_net.weight, 0, MAX_GROUPS)[3] += 1
         changed = (behaviour(policy).values != before.values).flatten()
@@ -268,7 +268,7 @@ class TestMerge:
                 if name in HEAD_DIMS:
                     each = split_heads(parameter.data, HEAD_DIMS[name], MAX_GROUPS)
                     each[1] = each[0] + size * th.randn_like(each[0])
-        groups, family = policy.groups(make_obs()), make_action_family(policy.action_space, use_sde=False)
+        groups, family = policy.groups(make_obs()), make_action_distribution(policy.action_space, use_sde=False)
         both = [distributions(policy, th.full_like(groups, group)) for group in (0, 1)]
         merge_kl = max(family.kl(*pair).mean().item() for pair in (both, both[::-1]))
         before = distributions(policy, groups)
@@ -296,7 +296,7 @@ class TestMerge:
         class Watching(RegroupCallback):
             def _apply(self, event: Merge | Split) -> None:
                 policy: Any = self.model.policy
-                probes, family = policy.probes, policy.probes.family
+                probes, family = regrouper.probes, regrouper.probes.family
                 kept = probes.cells >= 0
                 every, cells = th.arange(int(kept.sum())), probes.cells[kept]
                 params = []
@@ -305,7 +305,7 @@ class TestMerge:
                         super()._apply(event)
                     with th.no_grad():
                         outputs, log_std = policy.head_outputs(probes.latent[kept], th.arange(policy.max_groups))
-                    groups = policy.cell_to_group[cells]
+                    groups = policy.grouping.cell_to_group[cells]
                     std = None if log_std is None else log_std[every, groups]
                     params.append(family.params(outputs[every, groups], std))
                 changes.append((family.kl(*params).mean().item(), event.kl))
@@ -352,14 +352,14 @@ class TestSequences:
     def test_every_cell_is_in_one_group_and_other_heads_stay_as_they_are(self, name, n_groups, operations):
         action_space, kwargs = POLICIES[name]
         policy = make_policy(action_space, **kwargs, n_groups=n_groups)
-        groups = [{c for c, g in enumerate(policy.cell_to_group.tolist()) if g == group} for group in range(MAX_GROUPS)]
+        groups = [{c for c, g in enumerate(policy.grouping.cell_to_group.tolist()) if g == group} for group in range(MAX_GROUPS)]
         before_trunk = trunk(policy)
-        policy.group_age.copy_(th.arange(3, 3 + MAX_GROUPS))
+        policy.grouping.age.copy_(th.arange(3, 3 + MAX_GROUPS))
         for split, number, share in operations:
             event = self.choose(split, number, share, groups)
             if event is None:
                 continue
-            before, ages = heads(policy), policy.group_age.tolist()
+            before, ages = heads(policy), policy.grouping.age.tolist()
             policy.regroup(event)
             if isinstance(event, Split):
                 groups[event.group] -= set(event.cells)
@@ -373,11 +373,11 @@ class TestSequences:
                 average = {event.keep: event.share, event.dropped: 1 - event.share}
                 ages[event.keep] = min(ages[event.keep], ages[event.dropped])
             expected = [group for cell in range(N_CELLS) for group in range(MAX_GROUPS) if cell in groups[group]]
-            assert policy.cell_to_group.tolist() == expected
+            assert policy.grouping.cell_to_group.tolist() == expected
             active = [group for group in range(MAX_GROUPS) if groups[group]]
-            assert policy.active_groups == active
+            assert policy.grouping.active == active
             assert policy.only_group == (active[0] if len(active) == 1 else None)
-            assert policy.group_age.tolist() == ages
+            assert policy.grouping.age.tolist() == ages
             for entry, after in heads(policy).items():
                 for other in set(range(MAX_GROUPS)) - touched:
                     assert after[other].equal(before[entry][other])
@@ -437,20 +437,20 @@ class TestResume:
         loaded = GRPO.load(tmp_path / "model")
         assert loaded.regroup_history == model.regroup_history
         assert all(type(event) is RegroupEvent and type(event.groups) is tuple for event in loaded.regroup_history)
-        assert loaded.policy.active_groups == model.policy.active_groups == [1, 3]
-        assert loaded.first_grouping == make_model().policy.cell_to_group.tolist()
+        assert loaded.policy.grouping.active == model.policy.grouping.active == [1, 3]
+        assert loaded.first_grouping == make_model().policy.grouping.cell_to_group.tolist()
 
     def test_history_starts_anew_with_the_steps(self, tmp_path):
         model = make_model(regroup_warmup=100)
         model.learn(4 * ROLLOUT, callback=Scripted(script_for(model)))
         assert len(model.regroup_history) == 2
-        groups = model.policy.cell_to_group.tolist()
+        groups = model.policy.grouping.cell_to_group.tolist()
         assert groups != model.first_grouping
         model.learn(2 * ROLLOUT)
         assert model.regroup_history == []
         model.save(tmp_path / "model")
         for each in (model, GRPO.load(tmp_path / "model")):
-            assert each.policy.cell_to_group.tolist() == each.first_grouping == groups
+            assert each.policy.grouping.cell_to_group.tolist() == each.first_grouping == groups
 
     def test_single_group_is_known_when_loaded(self, tmp_path):
         model = make_model(**MERGE_ALL).learn(6 * ROLLOUT)
@@ -462,7 +462,7 @@ class TestResume:
 class TestHistory:
     def test_says_what_happened_when(self):
         model = make_model()
-        first = model.policy.cell_to_group.tolist()
+        first = model.policy.grouping.cell_to_group.tolist()
         stay, move = cells_of(model, 0)
         model.learn(5 * ROLLOUT, callback=Scripted(script_for(model), figure_freq=0))
         split, merge = model.regroup_history[:2]
@@ -471,7 +471,7 @@ class TestHistory:
         after_merge = [1 if group == 0 else group for group in after_split]
         assert merge == RegroupEvent(3 * ROLLOUT, "merge", (1, 0), 0.0, after_merge)
         assert after_merge[stay] == 1
-        assert model.policy.cell_to_group.tolist() == model.regroup_history[-1].cell_to_group
+        assert model.policy.grouping.cell_to_group.tolist() == model.regroup_history[-1].cell_to_group
 
     @pytest.mark.parametrize(("verbose", "own", "printed"), [(1, None, 2), (0, None, 0), (1, 0, 0), (0, 1, 2)])
     def test_a_line_is_printed_per_event(self, capsys, verbose, own, printed):
@@ -489,7 +489,7 @@ class TestHistory:
     def test_is_empty_without_events(self):
         model = make_model(merge_kl=None, split_kl=None).learn(4 * ROLLOUT)
         assert model.regroup_history == []
-        assert model.policy.group_age.tolist() == [0] * 4
+        assert model.policy.grouping.age.tolist() == [0] * 4
 
 
 class TestLatents:
@@ -565,12 +565,12 @@ class TestTiming:
     def test_defaults_are_numbers_of_steps(self):
         for n_steps, freq, warmup in ((32, 16, 79), (256, 2, 10), (512, 1, 5), (4096, 1, 5)):
             model = make_model(n_steps=n_steps, regroup_freq=None, regroup_warmup=None)
-            assert model.warmup_rollouts == warmup
-            model.policy.probes.cells[0] = 0
+            assert model.regroup_rule.warmup == warmup
+            model.regrouper.probes.cells[0] = 0
             due = []
             for rollout in range(1, 33):
                 model.num_timesteps = rollout * n_steps * N_ENVS
-                due += [rollout] if model.regrouping_due else []
+                due += [rollout] if model.regrouper.due(model.regroup_rule, model.n_rollouts) else []
             assert due == list(range(freq, 33, freq))
 
 
@@ -613,7 +613,7 @@ def trained(tmp_path_factory):
 
 class TestHiddenTypes:
     def check(self, model: Any) -> None:
-        assert model.policy.cell_to_group.tolist() == [0, 1, 0, 1]
+        assert model.policy.grouping.cell_to_group.tolist() == [0, 1, 0, 1]
         (event,) = model.regroup_history
         assert (event.kind, event.groups, event.cell_to_group) == ("split", (0, 1), [0, 1, 0, 1])
         assert event.kl > model.split_kl
@@ -672,7 +672,7 @@ class TestRandomRouter:
         env = make_vec_env("CartPole-v1", 4, seed=seed)
         small: dict[str, Any] = dict(n_steps=64, n_epochs=2, policy_kwargs=dict(net_arch=[16]), device="cpu")
         model = GRPO("MlpPolicy", env, **small, seed=seed, n_groups=2)
-        assert model.policy.active_groups == [0, 1]
+        assert model.policy.grouping.active == [0, 1]
         assert model.max_groups == 8
         assert model.policy.only_group is None
         model.learn(4096)
@@ -681,7 +681,7 @@ class TestRandomRouter:
         assert event.kl < 0.1
         # at the first look
         assert event.timestep == 2048
-        assert model.policy.active_groups == [0]
+        assert model.policy.grouping.active == [0]
         assert model.policy.only_group == 0
         assert [record.cells for record in model.groups] == [list(range(8))]
 
@@ -689,7 +689,7 @@ class TestRandomRouter:
     @pytest.mark.parametrize("seed", range(3))
     def test_with_all_other_defaults(self, seed):
         model = GRPO("MlpPolicy", "CartPole-v1", seed=seed, n_groups=2, device="cpu")
-        assert model.policy.active_groups == [0, 1]
+        assert model.policy.grouping.active == [0, 1]
         model.learn(4097)
         assert [event.kind for event in model.regroup_history] == ["merge"]
         # one environment, one part of the data per rollout: two rollouts are the least that can be compared
@@ -701,7 +701,7 @@ class TestRandomRouter:
         model = make_model(n_groups=4, regroup_warmup=None, merge_kl=1e6, split_kl=None)
         model.learn(8 * ROLLOUT)
         assert model.regroup_history == []
-        assert len(model.policy.active_groups) == 4
+        assert len(model.policy.grouping.active) == 4
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_grpo import routing
-from sb3_grpo.policies import check_group_counts, deal_cells
+from sb3_grpo.policies import resolve_group_counts, deal_cells
 from sb3_grpo.routing import make_router
 
 
@@ -297,7 +297,7 @@ class TestGroupCounts:
         ],
     )
     def test_defaults(self, given, expected):
-        assert check_group_counts(*given) == expected
+        assert resolve_group_counts(*given) == expected
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -311,7 +311,7 @@ class TestGroupCounts:
     )
     def test_bad(self, given, message):
         with pytest.raises(ValueError, match=message):
-            check_group_counts(*given)
+            resolve_group_counts(*given)
 
 
 class TestDealingCells:

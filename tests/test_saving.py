@@ -32,7 +32,7 @@ def regrouped() -> GRPO:
     model = make_model(normalize_advantage="group", max_groups=5).learn(128)
     model.policy.regroup(Merge(0, 2, 0.5, 0.01))
     model.policy.regroup(Split(1, 4, [1], 0.4))
-    model.policy.cell_to_group[0] = 3
+    model.policy.grouping.cell_to_group[0] = 3
     model.policy.note_groups()
     return model
 
@@ -139,7 +139,7 @@ class TestSave:
         model = regrouped()
         model.save(tmp_path / "model")
         loaded = GRPO.load(tmp_path / "model")
-        assert loaded.policy.cell_to_group.tolist() == [3, 4, 0, 3]
+        assert loaded.policy.grouping.cell_to_group.tolist() == [3, 4, 0, 3]
         assert_same(model, loaded)
 
 
@@ -305,7 +305,7 @@ class TestStateDict:
         model = regrouped()
         drawn = {name: th.rand_like(value) for name, value in model.policy.state_dict().items()}
         model.policy.load_state_dict(drawn)
-        assert set(model.policy.active_groups) <= {0, 1}
+        assert set(model.policy.grouping.active) <= {0, 1}
         model.predict(np.eye(8, dtype=np.float32)[4])
 
     def test_can_be_averaged_with_itself(self):

@@ -185,7 +185,7 @@ def regrouped(monkeypatch: pytest.MonkeyPatch, kind: str) -> GRPO:
 @pytest.mark.parametrize("kind", ["flat", "compiled"])
 def test_regrouping_between_updates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = regrouped(monkeypatch, kind)
-    assert model.policy.active_groups == [0, 1, 2]
+    assert model.policy.grouping.active == [0, 1, 2]
     eager = regrouped(monkeypatch, "eager")
     assert isinstance(eager._make_update(None), EagerUpdate)
     assert_close(eager, model)

@@ -41,7 +41,7 @@ def make_policy(name: str = "discrete", cell_to_group: Sequence[int] = CELL_TO_G
     """All heads different, in different units."""
     action_space, kwargs = POLICIES[name]
     policy = make_scrambled_policy(action_space, N_CELLS, net_arch=[8], **kwargs)
-    policy.cell_to_group.copy_(th.tensor(cell_to_group))
+    policy.grouping.cell_to_group.copy_(th.tensor(cell_to_group))
     policy.note_groups()
     policy.value_scale.copy_(th.tensor(UNITS))
     policy.scales_values = scales
@@ -544,7 +544,7 @@ class TestSplit:
         policy.value_steps.copy_(th.tensor([100.0, 30.0, 7.0, 0.0]))
         before = behaviour(policy)
         policy.regroup(Split(2, 3, [3], 1.0))
-        assert policy.active_groups == [0, 1, 2, 3]
+        assert policy.grouping.active == [0, 1, 2, 3]
         assert policy.value_scale.tolist() == [*UNITS[:3], UNITS[2]]
         assert policy.value_steps.tolist() == [100, 30, 7, 7]
         th.testing.assert_close(behaviour(policy), before, rtol=0, atol=0)

@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_grpo import GRPO, rl_zoo, zoo
 from sb3_grpo.heads import split_heads
-from sb3_grpo.policies import NonFiniteError
+from sb3_grpo.routing import NonFiniteError
 from sb3_grpo.regroup_plan import Split
 from sb3_grpo.zoo_configs import hyperparams
 
@@ -335,7 +335,7 @@ class TestAfterRegrouping:
 
     def test_zoo_merges(self, merged):
         assert [event.kind for event in merged.regroup_history] == ["merge"] * 3
-        assert merged.regroup_history[-1].cell_to_group == merged.policy.cell_to_group.tolist() == [0, 0, 0, 0]
+        assert merged.regroup_history[-1].cell_to_group == merged.policy.grouping.cell_to_group.tolist() == [0, 0, 0, 0]
 
     @pytest.mark.parametrize("options", [(), ("--load-best",)])
     def test_enjoy_plays_with_all_heads(self, trained, merged, split, options):
@@ -354,7 +354,7 @@ class TestAfterRegrouping:
         # looked at, but never far enough apart or alike
         self.continue_training(trained, "regroup_warmup:0", "regroup_freq:1", "merge_kl:0.0", "split_kl:100.0")
         continued = GRPO.load(trained / "more" / TASKS_AGENT)
-        assert continued.policy.cell_to_group.tolist() == split.policy.cell_to_group.tolist() == [0, 2, 0, 2]
+        assert continued.policy.grouping.cell_to_group.tolist() == split.policy.grouping.cell_to_group.tolist() == [0, 2, 0, 2]
         # the zoo counts steps from 0 again
         assert continued.regroup_history == []
         assert continued.first_grouping == [0, 2, 0, 2]
