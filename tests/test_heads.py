@@ -1,7 +1,7 @@
 """Heads side by side: taken and averaged, each with its moments in the optimizer."""
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch as th
@@ -161,7 +161,7 @@ class TestPickHeads:
 
 
 class TestStates:
-    state = {"value_net.bias": th.tensor([1.0, 2.0]), "log_std": th.tensor([3.0, 4.0, 5.0, 6.0]), "trunk": th.ones(2)}
+    state: ClassVar = {"value_net.bias": th.tensor([1.0, 2.0]), "log_std": th.tensor([3.0, 4.0, 5.0, 6.0]), "trunk": th.ones(2)}
 
     def test_number_of_heads(self):
         assert n_heads_in(self.state) == 2
@@ -283,11 +283,12 @@ class TestTakeAllHeads:
         assert all(same(after["state"][i], state["state"][i]) for i in state["state"])
 
 
+MERGES = [Merge(0, 2, 0.25, 0.0), Merge(1, 0, 0.5, 0.0)]
+EVENTS = [MERGES[:1], MERGES, [*MERGES, Split(1, 0, [0], 1.0)]]
+
+
 class TestLivingGraphs:
     """What was computed before heads were taken, such as gSDE's noise, can stay alive."""
-
-    MERGES = [Merge(0, 2, 0.25, 0.0), Merge(1, 0, 0.5, 0.0)]
-    EVENTS = [MERGES[:1], MERGES, [*MERGES, Split(1, 0, [0], 1.0)]]
 
     def make(self, spec):
         policy = make_policy(**spec)
@@ -303,6 +304,7 @@ class TestLivingGraphs:
             alive = loss_of(policy) if keeps_graph else None
             for event in events:
                 policy.regroup(event)
+            policy.optimizer.zero_grad()
             loss = loss_of(policy)
             gradients.append(th.autograd.grad(loss, list(policy.parameters()), retain_graph=True))
             loss.backward()
