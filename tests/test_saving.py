@@ -205,7 +205,7 @@ class TestLoadTensors:
 class TestLoad:
     def test_a_file_of_ppo_is_refused(self, tmp_path):
         PPO("MlpPolicy", "CartPole-v1", n_steps=64).save(tmp_path / "ppo")
-        with pytest.raises(ValueError, match=r"must be a file of GRPO, got one of another algorithm \(such as PPO\) or of an earlier"):
+        with pytest.raises(ValueError, match=r"must be a file of GRPO, one of another algorithm \(such as PPO\) or of"):
             GRPO.load(tmp_path / "ppo")
 
     def test_half_a_file_is_refused(self, tmp_path):
