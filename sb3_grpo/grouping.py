@@ -152,14 +152,8 @@ class Grouping(nn.Module):
         :param cell_to_group: from :meth:`state`
         :param n_heads: number of heads in it
         :return: the groups in use and, where there are more heads, the lowest other numbers; ascending
-        :raises RuntimeError: if there are more heads than ``max_groups``, or fewer than groups in use, as in an average of
-            different groupings
+        :raises RuntimeError: if more groups are in use than there are heads, as in an average of different groupings
         """
-        if n_heads > self.max_groups:
-            raise RuntimeError(
-                f"the state_dict has {n_heads} heads, but the policy at most {self.max_groups} groups; a file of GRPO with "
-                "several groups is to be loaded with GRPO.load"
-            )
         active = sorted(set(self._as_groups(cell_to_group).tolist()))
         if len(active) > n_heads:
             raise RuntimeError(f"the state_dict has {len(active)} groups in use, but {n_heads} heads")
