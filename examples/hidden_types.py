@@ -36,7 +36,7 @@ def main(total_timesteps: int = 40_000, picture: str | None = None) -> GRPO:
     for event in model.regroup_history:
         print(f"after {event.timestep} steps: {event.kind} of groups {event.groups}, KL {event.kl:.2f}")
     eval_env = make_vec_env("sb3_grpo/TaskCartPole-v0", n_envs=10, env_kwargs=dict(tasks=TASKS))
-    groups = model.policy.cell_to_group.tolist()
+    groups = model.policy.grouping.cell_to_group.tolist()
     for task, result in evaluate_groups(model, eval_env).items():
         print(f"{TASKS[task]}: group {groups[task]}, {result.mean:.0f} of 500")
     plot_regrouping(model, picture)

@@ -149,6 +149,18 @@ class Regrouper(nn.Module):
                 policy.grouping.cell_to_group, rule.probe_kl_coef, outputs, mergeable, rule.merge_kl, rule.split_kl
             )
 
+    def plan(self, policy: GroupActorCriticPolicy, rule: RegroupRule, divergences: Divergences) -> list[Merge | Split]:
+        """
+        Decide what is merged and split.
+
+        :param policy: the policy
+        :param rule: thresholds and times
+        :param divergences: how groups and cells differ
+        :return: the events, splits first; no group takes part in two of them
+        """
+        mergeable = policy.grouping.age >= rule.warmup
+        return plan_regrouping(divergences, policy.grouping.cell_to_group, mergeable, rule.merge_kl, rule.split_kl)
+
     def regroup(
         self, policy: GroupActorCriticPolicy, rule: RegroupRule, record: Callable[[Merge | Split], None]
     ) -> Divergences:
@@ -160,11 +172,10 @@ class Regrouper(nn.Module):
         :param record: called after each event; an interrupt waits until it has returned
         :return: how groups and cells differ afterwards
         """
-        divergences, grouping = self.measure(policy, rule), policy.grouping
+        divergences = self.measure(policy, rule)
         # an event changes what is alike: measure again
-        for _ in range(grouping.max_groups):
-            mergeable = grouping.age >= rule.warmup
-            events = plan_regrouping(divergences, grouping.cell_to_group, mergeable, rule.merge_kl, rule.split_kl)
+        for _ in range(policy.grouping.max_groups):
+            events = self.plan(policy, rule, divergences)
             if not events:
                 break
             for event in events:
