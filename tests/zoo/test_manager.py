@@ -21,9 +21,10 @@ from sb3_grpo.zoo.manager import GroupExperimentManager, WorstTaskTrialEvalCallb
 def study(tmp_path_factory) -> Path:
     """A folder with a study of two workers, one after the other, with the same seed."""
     path = tmp_path_factory.mktemp("study")
+    # a trial with small minibatches takes minutes
+    options = ("--storage", "journal.log", "--study-name", "tasks", "--objective", "worst", "--fix", "batch_size_pow:8")
     for _ in range(2):
-        storage = ("--storage", "journal.log", "--study-name", "tasks", "--objective", "worst")
-        run(path, "train", "--algo", "grpo", "--env", TASKS, "-n", "512", *OPTIMIZE, *storage, *QUICK)
+        run(path, "train", "--algo", "grpo", "--env", TASKS, "-n", "512", *OPTIMIZE, *QUICK, *options)
     return path
 
 
