@@ -2,10 +2,10 @@
 
 import pytest
 import torch as th
-import tuning
-from common import RESULTS, read_rows
 from zoo.runs import TASKS
 
+from benchmarks.lib.rows import RESULTS, read_rows
+from benchmarks.sweeps import tuning
 from sb3_grpo.zoo.hyperparams import hyperparams
 from sb3_grpo.zoo.search_space import convert_grpo_params
 
