@@ -99,7 +99,7 @@ class TestSaving:
         model = make_model(task_cartpole, n_groups=2, merge_kl=None, split_kl=None).learn(128)
         model.save(tmp_path / "model")
         loaded = GRPO.load(tmp_path / "model", env=task_cartpole).learn(128)
-        for name in ("grouping.router.weight", "router.bias", "cell_to_group"):
+        for name in ("grouping.router.weight", "grouping.router.bias", "grouping.cell_to_group"):
             assert loaded.policy.state_dict()[name].equal(model.policy.state_dict()[name])
 
     def test_loaded_optimizer_continues(self, task_cartpole, tmp_path):
