@@ -1,0 +1,32 @@
+"""Read the groups of a model: the only place in which the benchmarks access them."""
+
+from typing import Any
+
+from sb3_grpo import GRPO
+
+
+def groups_of(model: GRPO) -> list[int]:
+    """
+    Return the group of each cell, shape ``(n_cells,)``.
+
+    :param model: model whose groups are wanted
+    """
+    return model.policy.cell_to_group.tolist()
+
+
+def n_groups(model: GRPO) -> int:
+    """
+    Return the number of groups in use.
+
+    :param model: model whose groups are counted
+    """
+    return len(set(groups_of(model)))
+
+
+def events_of(model: Any) -> list[list[Any]]:
+    """
+    Return the merges and splits as JSON values ``[timestep, kind, *groups, kl]``, oldest first.
+
+    :param model: a ``GRPO`` model
+    """
+    return [[event.timestep, event.kind, *event.groups, event.kl] for event in model.regroup_history]
