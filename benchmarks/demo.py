@@ -22,7 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.lib.measures import describe
 from benchmarks.lib.plots import draw_band, save
-from benchmarks.lib.rows import REDUCTIONS, RESULTS, results
+from benchmarks.lib.rows import REDUCTIONS, RESULTS, Run, results
 from benchmarks.lib.sweep import sweep
 from benchmarks.lib.tasks import CARTPOLE, SCALES
 from sb3_grpo import GRPO, GroupEvalCallback
@@ -178,6 +178,16 @@ def show_one(seed: int, total_timesteps: int, output: Path) -> None:
     console.print(f"Picture: {output / 'demo.png'}   TensorBoard: tensorboard --logdir {output / 'tensorboard'}")
 
 
+def make_runs(seeds: list[int], total_timesteps: int) -> list[Run]:
+    """
+    Return the runs of both algorithms.
+
+    :param seeds: seeds of the runs
+    :param total_timesteps: environment steps of each run
+    """
+    return [{"algorithm": name, "seed": s, "total_timesteps": total_timesteps} for s in seeds for name in ALGORITHMS]
+
+
 def measure(seeds: list[int], total_timesteps: int) -> None:
     """
     Train with several seeds, keep their rows, print a table and draw the picture.
@@ -185,8 +195,7 @@ def measure(seeds: list[int], total_timesteps: int) -> None:
     :param seeds: seeds of both algorithms
     :param total_timesteps: environment steps of each run
     """
-    runs = [{"algorithm": name, "seed": s, "total_timesteps": total_timesteps} for s in seeds for name in ALGORITHMS]
-    rows = sweep(train, runs, RESULTS / "demo.jsonl")
+    rows = sweep(train, make_runs(seeds, total_timesteps), RESULTS / "demo.jsonl")
     table = Table("seeds " + " ".join(map(str, seeds)), *ALGORITHMS, title="episode length after training, IQM [95 %]")
     found = {name: results(rows, algorithm=name) for name in ALGORITHMS}
     final = {name: np.array([result["lengths"][-1] for result in own]) for name, own in found.items()}

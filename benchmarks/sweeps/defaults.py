@@ -5,7 +5,7 @@ Measure random groups that stay as they are, on problems with one task: a reason
 choose only: no other result is reported with them.
 """
 
-import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks.lib.hyperparams import FIXED_GROUPS
 from benchmarks.lib.measures import describe
-from benchmarks.lib.rows import RESULTS
-from benchmarks.lib.sweep import sweep
+from benchmarks.lib.rows import Row, Run, results
+from benchmarks.lib.sweep import parse_parts, run_part
 from benchmarks.lib.training import equal_parts, train_and_evaluate
 from sb3_grpo import GRPO
 
@@ -48,23 +48,41 @@ def run(env_id: str, n_groups: int, group_coef: float, seed: int, total_timestep
     return {"returns": found["returns"]}
 
 
-def show(jobs: int) -> None:
+def make_runs(seeds: Sequence[int]) -> list[Run]:
     """
-    Run what has no row yet, and print the table.
+    Return the runs of all environments and numbers of groups.
 
-    :param jobs: number of processes on this machine
+    :param seeds: seeds of the runs
+    """
+    return [
+        dict(env_id=env_id, n_groups=n_groups, group_coef=coef, total_timesteps=48_000, seed=seed)
+        for env_id in ("CartPole-v1", "Acrobot-v1")
+        for n_groups, coef in ((1, 0.0), (2, 0.005), (4, 0.005), (4, 0.02))
+        for seed in seeds
+    ]
+
+
+def defaults_table(rows: list[Row]) -> Table:
+    """
+    Return the table of returns by environment, number of groups and lambda.
+
+    :param rows: rows of all runs
     """
     table = Table("environment", "n_groups", "group_coef", "return, end", "mean over training", title="random router")
-    for env_id in ("CartPole-v1", "Acrobot-v1"):
-        for n_groups, coef in ((1, 0.0), (2, 0.005), (4, 0.005), (4, 0.02)):
-            given = {"env_id": env_id, "n_groups": n_groups, "group_coef": coef, "total_timesteps": 48_000}
-            rows = sweep(run, [{**given, "seed": seed} for seed in SEEDS], RESULTS / "defaults_plain.jsonl", jobs)
-            returns = np.array([row["result"]["returns"] for row in rows])  # (seed, evaluation)
-            table.add_row(env_id, str(n_groups), str(coef), describe(returns[:, -1]), describe(returns.mean(axis=1)))
-    Console().print(table)
+    compared = ("env_id", "n_groups", "group_coef")
+    for values in dict.fromkeys(tuple(row["run"][name] for name in compared) for row in rows):
+        own = results(rows, **dict(zip(compared, values, strict=True)))
+        returns = np.array([result["returns"] for result in own])  # (seed, evaluation)
+        table.add_row(*map(str, values), describe(returns[:, -1]), describe(returns.mean(axis=1)))
+    return table
+
+
+def main() -> None:
+    """Run what has no row yet, and print the table."""
+    arguments = parse_parts(__doc__, ["plain"])
+    runs = make_runs(arguments.seeds or SEEDS)
+    Console().print(defaults_table(run_part(run, runs, "defaults_plain", arguments, total_timesteps=6 * 1024)))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2)
-    show(parser.parse_args().jobs)
+    main()

@@ -16,6 +16,7 @@ study that step was added when trial 30 had done badly on the seeds of the compa
 ``python -m benchmarks.sweeps.tuning`` does that, and compares the best then, and the best in the study, with the entry before.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from rich.table import Table
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.lib.measures import describe
-from benchmarks.lib.rows import RESULTS, Row, select
+from benchmarks.lib.rows import RESULTS, Row, Run, select
 from benchmarks.lib.sweep import parse_parts, sweep
 from benchmarks.lib.training import train_and_evaluate
 from benchmarks.lib.zoo import convert_grpo_params
@@ -168,21 +169,33 @@ def comparison_table(rows: list[Row], title: str = "") -> Table:
     return table
 
 
+def make_runs(study: str, trials: Sequence[int | None], seeds: Sequence[int], n_parts: int) -> list[Run]:
+    """
+    Return the runs of some trials.
+
+    :param study: a name of :data:`STUDIES`
+    :param trials: numbers of the trials; ``None``: the hyper-parameters before the study
+    :param seeds: seeds of the runs
+    :param n_parts: 1: as long as in the study; 2: as long as in the comparison
+    """
+    # the rows of the first study do not name it
+    named = {} if study == "cartpole" else {"study": study}
+    parts = list(STUDIES[study].parts[:n_parts])
+    return [dict(trial=trial, seed=seed, parts=parts, **named) for trial in trials for seed in seeds]
+
+
 def main() -> None:
     """Run what has no row yet of the studies that the command line names, and print their tables."""
     arguments = parse_parts(__doc__, STUDIES)
     for part in arguments.parts:
         tuned, study, path = STUDIES[part], load_study(part), RESULTS / f"tuning_{part}.jsonl"
-        # the rows of the first study say nothing of it
-        named = {} if part == "cartpole" else {"study": part}
         show_study(study)
         best = best_trials(study, tuned.n_best)
-        runs = [dict(trial=t, seed=s, parts=tuned.parts[:1], **named) for t in best for s in tuned.validation_seeds]
-        chosen = choose(sweep(run, runs, path, arguments.jobs), best)
+        chosen = choose(sweep(run, make_runs(part, best, tuned.validation_seeds, 1), path, arguments.jobs), best)
         show_entry(study, chosen)
-        compared = dict.fromkeys([None, best[0], chosen])
-        runs = [dict(trial=t, seed=s, parts=tuned.parts, **named) for t in compared for s in tuned.seeds]
-        Console(width=120).print(comparison_table(sweep(run, runs, path, arguments.jobs), ENV))
+        compared = list(dict.fromkeys([None, best[0], chosen]))
+        rows = sweep(run, make_runs(part, compared, tuned.seeds, 2), path, arguments.jobs)
+        Console(width=120).print(comparison_table(rows, ENV))
 
 
 if __name__ == "__main__":
