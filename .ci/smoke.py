@@ -22,7 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_grpo import GRPO, GroupEvalCallback, evaluate_groups, plot_regrouping
 
 TASKS = "sb3_grpo/TaskCartPole-v0"
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
 
 
 def make_model(**kwargs: object) -> GRPO:
@@ -126,15 +126,18 @@ def zoo(folder: Path) -> None:
 
 def demo(folder: Path) -> None:
     """``make demo``, shorter."""
-    run(str(BENCHMARKS / "demo.py"), "--total-timesteps", "2400", "--output", "output", folder=folder)
+    # `python -m` in the repository would import its package instead of the installed one
+    script = f"import runpy, sys; sys.path.append({str(ROOT)!r}); runpy.run_module('benchmarks.demo', None, '__main__', True)"
+    run("-c", script, "--total-timesteps", "2400", "--output", "output", folder=folder)
     assert (folder / "output/demo.png").exists()
 
 
 def bench(folder: Path) -> None:
     """Every benchmark finds what it imports, and MuJoCo is there."""
-    sys.path.insert(0, str(BENCHMARKS))
-    for path in sorted(BENCHMARKS.glob("*.py")):
-        importlib.import_module(path.stem)
+    sys.path.append(str(ROOT))  # last, so that the installed package is imported
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        if path.stem != "__main__":
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
     gym.make("HalfCheetah-v5").reset(seed=0)
 
 

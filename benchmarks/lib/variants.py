@@ -1,8 +1,7 @@
 """
-Vary GRPO by overriding its internals: the only file of the benchmarks that depends on how ``train`` is built.
+Vary GRPO by overriding its internals: the only file of the sweeps that depends on how ``train`` is built.
 
-The sweeps compare other levers of the balance and other balancing rules with the package's own; the robustness benchmark needs
-a callback that always has an event to interrupt.
+The sweeps compare other levers of the balance, and other balancing rules, with the package's own.
 """
 
 from typing import Any
@@ -13,11 +12,9 @@ from scipy.special import softmax
 from stable_baselines3.common.buffers import RolloutBuffer
 from torchjd.aggregation import UPGrad
 
-from benchmarks.lib.groups import n_groups
 from benchmarks.lib.tasks import N_TASKS
-from sb3_grpo import GRPO, RegroupCallback
+from sb3_grpo import GRPO
 from sb3_grpo.buffers import GroupRolloutBufferSamples
-from sb3_grpo.grouping import Merge, Split
 from sb3_grpo.heads import HEAD_DIMS, split_heads
 from sb3_grpo.losses import GroupBalance, group_means, group_std
 from sb3_grpo.update import EagerUpdate, FlatUpdate, Update, UpdateTerms, trained_parameters
@@ -161,12 +158,3 @@ class UPGradUpdate(EagerUpdate):
             parameter.grad = th.stack([row[n_shared + position] for row in rows]).mean(dim=0)
         th.nn.utils.clip_grad_norm_([*self.shared, *self.heads], self.max_grad_norm)
         self.optimizer.step()
-
-
-class RestlessCallback(RegroupCallback):
-    """Merge and split the same two groups whenever groups are compared, so that there is always an event to interrupt."""
-
-    def _plan(self, divergences: Any) -> list[Merge | Split]:
-        if n_groups(self._grpo) == N_TASKS:
-            return [Merge(keep=0, gone=1, share=0.5, kl=0.0)]
-        return [Split(group=0, new_group=1, cells=[1], kl=1.0)]

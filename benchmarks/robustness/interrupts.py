@@ -20,12 +20,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks.lib.rows import Run
-from benchmarks.lib.variants import RestlessCallback
 from benchmarks.robustness.cases.case import ONE_HOT
 from benchmarks.robustness.faults import environment_state, faults_of, same_parameters
 from benchmarks.robustness.guards import interrupted_after, limited, silenced
 from benchmarks.robustness.models import SMALL, TASKS, package_commit
 from benchmarks.robustness.records import CODES, Record, select
+from benchmarks.robustness.restless import RestlessCallback
 from sb3_grpo import GRPO, GroupEvalCallback, TaskSamplingCallback
 
 INTERRUPTS_PER_ROW = 10

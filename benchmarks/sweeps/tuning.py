@@ -1,10 +1,10 @@
-"""
+r"""
 Compare the best trials of RL Zoo's tuning with the entry of ``grpo.yml``, on seeds that the studies have not seen.
 
 The first study (two of these at the same time, in one folder)::
 
-    python -m sb3_grpo.zoo train --algo grpo --env sb3_grpo/TaskCartPole-v0 -n 16000 -optimize --max-total-trials 48 \\
-        --n-startup-trials 10 --n-evaluations 4 --eval-episodes 20 --sampler tpe --pruner median --objective worst \\
+    python -m sb3_grpo.zoo train --algo grpo --env sb3_grpo/TaskCartPole-v0 -n 16000 -optimize --max-total-trials 48 \
+        --n-startup-trials 10 --n-evaluations 4 --eval-episodes 20 --sampler tpe --pruner median --objective worst \
         --storage study.log --study-name tasks --no-optim-plots --seed 1 --num-threads 1
 
 The second differs in ``-n 16384 --max-total-trials 64 --n-startup-trials 16 --eval-episodes 40 --study-name again --seed 2
