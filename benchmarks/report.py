@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.lib.hidden_types import HIDDEN
 from benchmarks.lib.measures import describe, iqm, probability_of_improvement, with_interval
 from benchmarks.lib.rows import RESULTS, ROOT, by_method, results, rows_by_seed
-from benchmarks.sweeps import balance_tables, balancing_rules, minigrid_tasks, regrouping, tuning
+from benchmarks.sweeps import balance_tables, balancing_rules, minigrid_tasks, options, regrouping, tuning
 from benchmarks.sweeps.balance_methods import RESULT_SETTINGS
 from benchmarks.sweeps.head_to_head import CLIP_RANGES
 from benchmarks.sweeps.head_to_head_tables import (
@@ -166,6 +166,8 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **{f"tuning {s}": of_rows(f"tuning_{s}", tuning.comparison_table) for s in tuning.STUDIES},
     "clip range": of_rows("head_to_head_clip_range", clip_range_table),
     "thresholds": of_rows("head_to_head_thresholds", thresholds_table),
+    **{f"options {part}": of_rows(f"options_{part}", options.options_table) for part in options.PARTS},
+    "options group_score": of_rows("options_group_score", options.group_score_table),
     "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),
 }
 

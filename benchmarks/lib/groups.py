@@ -30,3 +30,12 @@ def events_of(model: Any) -> list[list[Any]]:
     :param model: a ``GRPO`` model
     """
     return [[event.timestep, event.kind, *event.groups, event.kl] for event in model.regroup_history]
+
+
+def groupings_of(model: Any) -> list[list[int]]:
+    """
+    Return the group of each cell after each of :func:`events_of`, shape ``(n_events, n_cells)``.
+
+    :param model: a ``GRPO`` model
+    """
+    return [event.cell_to_group for event in model.regroup_history]

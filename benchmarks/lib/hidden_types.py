@@ -118,20 +118,18 @@ def make_model(given: dict[str, Any], env: VecEnv, algorithm: str, seed: int, st
     )
 
 
-def run_tasks(
+def train_tasks(
     problem: str, algorithm: str, seed: int, start: str = "one group", total_timesteps: int = STEPS, **kwargs: Any
-) -> dict[str, Any]:
+) -> tuple[PPO, dict[str, Any]]:
     """
-    Train on a problem, and evaluate each of its tasks over 5 episodes.
+    Train on a problem, and return the model and what :func:`run_tasks` returns.
 
-    :param problem: a name of :data:`PROBLEMS`
-    :param algorithm: ``"GRPO"``, or ``"PPO"``, which sees what GRPO's trunk sees
-    :param seed: seed of model and environments
-    :param start: ``"one group"`` with the task hidden from the trunk, ``"one per task"`` with the task visible
-    :param total_timesteps: environment steps
-    :param kwargs: further arguments of GRPO
-    :return: ``worst`` and ``mean`` return of the tasks and the training's ``curve``; of GRPO also ``cell_to_group``, its
-        adjusted Rand index with the true types, ``ari``, and the ``events``
+    :param problem: see :func:`run_tasks`
+    :param algorithm: see :func:`run_tasks`
+    :param seed: see :func:`run_tasks`
+    :param start: see :func:`run_tasks`
+    :param total_timesteps: see :func:`run_tasks`
+    :param kwargs: see :func:`run_tasks`
     """
     given = PROBLEMS[problem]
     n_tasks = len(given["tasks"])
@@ -148,4 +146,19 @@ def run_tasks(
         result["cell_to_group"] = groups
         result["ari"] = float(adjusted_rand_score(given["types"], groups))
         result["events"] = events_of(model)
-    return result
+    return model, result
+
+
+def run_tasks(problem: str, algorithm: str, seed: int, **kwargs: Any) -> dict[str, Any]:
+    """
+    Train on a problem, and evaluate each of its tasks over 5 episodes.
+
+    :param problem: a name of :data:`PROBLEMS`
+    :param algorithm: ``"GRPO"``, or ``"PPO"``, which sees what GRPO's trunk sees
+    :param seed: seed of model and environments
+    :param kwargs: ``start``: ``"one group"``, the default, with the task hidden from the trunk, or ``"one per task"`` with the
+        task visible; ``total_timesteps``; further arguments of GRPO
+    :return: ``worst`` and ``mean`` return of the tasks and the training's ``curve``; of GRPO also ``cell_to_group``, its
+        adjusted Rand index with the true types, ``ari``, and the ``events``
+    """
+    return train_tasks(problem, algorithm, seed, **kwargs)[1]

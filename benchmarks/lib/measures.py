@@ -123,3 +123,18 @@ def with_interval(found: tuple[float, Interval], digits: int) -> str:
     """
     value, (low, high) = found
     return f"{value:.{digits}f}" + ("" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+
+def describe_steps(steps: list[float]) -> str:
+    """
+    Format the median in thousands, and the number of runs in which it is finite.
+
+    :param steps: one number of steps per run
+    """
+    reached = [value for value in steps if np.isfinite(value)]
+    median = float(np.median(steps))
+    return (
+        f"{median / 1000:.0f}k ({len(reached)} of {len(steps)})"
+        if np.isfinite(median)
+        else f"never ({len(reached)} of {len(steps)})"
+    )

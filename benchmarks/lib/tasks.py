@@ -10,6 +10,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from benchmarks.lib.groups import n_groups
 from benchmarks.lib.hyperparams import LUNAR_LANDER
+from benchmarks.lib.measures import describe
+from benchmarks.lib.rows import REDUCTIONS, Row, curves
 from benchmarks.lib.training import equal_parts, train_and_evaluate
 from sb3_grpo import GRPO, evaluate_groups
 
@@ -120,3 +122,17 @@ def train_on_tasks(
     if isinstance(model, GRPO):
         result["groups"] = n_groups(model)
     return result
+
+
+# columns of :func:`end_and_training`
+END_AND_TRAINING = tuple(f"{name}, {when}" for when in ("end", "over training") for name in REDUCTIONS)
+
+
+def end_and_training(rows: list[Row]) -> list[str]:
+    """
+    Return the worst task's return and the mean of the tasks, after training and over it, with intervals.
+
+    :param rows: rows of :func:`train_on_tasks` with the same arguments but the seed
+    """
+    values = [curves(rows, reduce) for reduce in REDUCTIONS.values()]
+    return list(map(describe, [*(x[:, -1] for x in values), *(x.mean(axis=1) for x in values)]))

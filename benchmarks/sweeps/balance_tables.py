@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from rich.table import Table
 
-from benchmarks.lib.measures import describe, iqm, iqm_interval
+from benchmarks.lib.measures import describe, describe_steps, iqm, iqm_interval
 from benchmarks.lib.plots import save
 from benchmarks.lib.rows import Row, by_method, curves, select
 from benchmarks.lib.tasks import is_lander
@@ -34,21 +34,6 @@ def largest_drop(rows: list[Row]) -> float:
     """
     returns = np.array([row["result"]["returns"] for row in rows])
     return float((returns[:, returns.shape[1] // 2 - 1] - returns[:, -1]).max())
-
-
-def describe_steps(steps: list[float]) -> str:
-    """
-    Format the median in thousands, and the number of runs in which it is finite.
-
-    :param steps: one number of steps per run
-    """
-    reached = [value for value in steps if np.isfinite(value)]
-    median = float(np.median(steps))
-    return (
-        f"{median / 1000:.0f}k ({len(reached)} of {len(steps)})"
-        if np.isfinite(median)
-        else f"never ({len(reached)} of {len(steps)})"
-    )
 
 
 def results_table(rows: list[Row], title: str = "") -> Table:

@@ -22,10 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lib.hyperparams import FIXED_GROUPS
-from benchmarks.lib.measures import describe
-from benchmarks.lib.rows import REDUCTIONS, Row, Run, by_method, curves
+from benchmarks.lib.rows import Row, Run, by_method
 from benchmarks.lib.sweep import parse_parts, run_part
-from benchmarks.lib.tasks import SETTINGS, head_per_task, make_env, train_on_tasks
+from benchmarks.lib.tasks import END_AND_TRAINING, SETTINGS, end_and_training, head_per_task, make_env, train_on_tasks
 from benchmarks.lib.variants import SoftmaxGRPO, UPGradGRPO
 from sb3_grpo import GRPO
 
@@ -77,13 +76,9 @@ def rules_table(rows: list[Row], title: str = "") -> Table:
     :param rows: rows of one setting
     :param title: title of the table
     """
-    table = Table(
-        "rule", "seeds", *(f"{name}, {when}" for when in ("end", "over training") for name in REDUCTIONS), title=title
-    )
+    table = Table("rule", "seeds", *END_AND_TRAINING, title=title)
     for method, own in by_method(rows, RULES).items():
-        values = [curves(own, reduce) for reduce in REDUCTIONS.values()]
-        columns = [*(x[:, -1] for x in values), *(x.mean(axis=1) for x in values)]
-        table.add_row(method, str(len(own)), *map(describe, columns))
+        table.add_row(method, str(len(own)), *end_and_training(own))
     return table
 
 
