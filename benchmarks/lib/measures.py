@@ -138,3 +138,14 @@ def describe_steps(steps: list[float]) -> str:
         if np.isfinite(median)
         else f"never ({len(reached)} of {len(steps)})"
     )
+
+
+def describe_range(values: Iterable[int]) -> str:
+    """
+    Format the smallest and the largest value as ``"low to high"``; equal ones as ``"value"``.
+
+    :param values: one per seed
+    """
+    values = list(values)
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"

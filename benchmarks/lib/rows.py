@@ -95,3 +95,12 @@ def has_split(result: dict[str, Any]) -> bool:
     :param result: measurements with ``events`` from :func:`benchmarks.lib.groups.events_of`; PPO's have none
     """
     return any(event[1] == "split" for event in result.get("events", []))
+
+
+def n_groups(result: dict[str, Any]) -> int:
+    """
+    Return the number of groups after training.
+
+    :param result: measurements of one run
+    """
+    return len(set(result["cell_to_group"]))

@@ -9,9 +9,17 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.lib.hidden_types import PROBLEMS
-from benchmarks.lib.measures import aggregate_iqm, describe, iqm, probability_of_improvement, ratio_of_iqms, with_interval
+from benchmarks.lib.measures import (
+    aggregate_iqm,
+    describe,
+    describe_range,
+    iqm,
+    probability_of_improvement,
+    ratio_of_iqms,
+    with_interval,
+)
 from benchmarks.lib.plots import draw_band, save
-from benchmarks.lib.rows import REDUCTIONS, Row, has_split, read_rows, results, rows_by_seed
+from benchmarks.lib.rows import REDUCTIONS, Row, has_split, n_groups, read_rows, results, rows_by_seed
 from benchmarks.sweeps.head_to_head import CLIP_RANGES, PLAIN, THRESHOLDS, VARIED
 
 ALGORITHMS, COMPARED = ("ppo", "grpo"), ("PPO", "GRPO")
@@ -192,15 +200,6 @@ def by_thresholds(rows: list[Row], problem: str) -> dict[tuple[float, float], li
     return {thresholds: own for thresholds, own in found.items() if own}
 
 
-def n_groups(result: dict[str, Any]) -> int:
-    """
-    Return the number of groups after training.
-
-    :param result: measurements of one run
-    """
-    return len(set(result["cell_to_group"]))
-
-
 def thresholds_table(rows: list[Row]) -> Table:
     """
     Return the table of groups and returns, by ``merge_kl`` and ``split_kl``.
@@ -212,10 +211,8 @@ def thresholds_table(rows: list[Row]) -> Table:
     for problem in VARIED:
         for thresholds, own in by_thresholds(rows, problem).items():
             counts = (sum(map(has_split, own)), sum(result["ari"] == 1 for result in own))
-            groups = sorted(map(n_groups, own))
-            spread = str(groups[0]) if groups[0] == groups[-1] else f"{groups[0]} to {groups[-1]}"
             values = (describe(result[name] for result in own) for name in ("worst", "mean"))
-            table.add_row(problem, *map(str, (*thresholds, len(own), *counts)), spread, *values)
+            table.add_row(problem, *map(str, (*thresholds, len(own), *counts)), describe_range(map(n_groups, own)), *values)
     return table
 
 

@@ -20,8 +20,8 @@ from rich.table import Table
 from benchmarks.lib.groups import groupings_of
 from benchmarks.lib.hidden_types import EQUAL, HIDDEN, PROBLEMS, STEPS, train_tasks
 from benchmarks.lib.hyperparams import FIXED_GROUPS
-from benchmarks.lib.measures import describe, describe_steps
-from benchmarks.lib.rows import Row, Run, results, select
+from benchmarks.lib.measures import describe, describe_range, describe_steps
+from benchmarks.lib.rows import Row, Run, n_groups, results, select
 from benchmarks.lib.sweep import parse_parts, run_part
 from benchmarks.lib.tasks import END_AND_TRAINING, SETTINGS, end_and_training, head_per_task, make_env, train_on_tasks
 from sb3_grpo import GRPO
@@ -165,12 +165,11 @@ def option_columns(found: list[dict[str, Any]]) -> list[str]:
     :param found: measurements of the runs with one value of an option
     """
     right_splits = [float("inf") if result["right_split"] is None else result["right_split"] for result in found]
-    groups = sorted(len(set(result["cell_to_group"])) for result in found)
     return [
         str(sum(result["ari"] == 1 for result in found)),
         describe_steps(right_splits),
         str(sum(result["wrong_merges"] for result in found)),
-        f"{groups[0]} to {groups[-1]}",
+        describe_range(map(n_groups, found)),
         *(describe(result[name] for result in found) for name in ("worst", "mean")),
     ]
 

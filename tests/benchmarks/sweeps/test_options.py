@@ -52,5 +52,5 @@ def test_defaults_are_run_once_and_shown_for_each_option() -> None:
         *(("probe_kl_coef", value, "10") for value in ("0.02", "0.05", "0.1", "0.2")),
         *(("regroup_freq", value, "10") for value in ("1", "2", "16")),
     ]
-    assert lines[0][3:] == ("10", "never (0 of 10)", "10", "2 to 2", "500 [500, 500]", "500 [500, 500]")
+    assert lines[0][3:] == ("10", "never (0 of 10)", "10", "2", "500 [500, 500]", "500 [500, 500]")
     assert set(PARTS["recovery"][2]) == {line[0] for line in lines}
