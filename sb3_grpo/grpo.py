@@ -357,9 +357,12 @@ class GRPO(ModelFiles):
         self._group_stats = list(zip(*(column.tolist() for column in columns), strict=True))
         return scores, weights
 
-    def _make_update(self) -> Update:
+    def _make_objective(self) -> PPOObjective:
         vf_coef = self.vf_coef if self._estimator.uses_critic else 0.0
-        objective = PPOObjective(self.ent_coef, vf_coef, self.normalize_advantage is True)
+        return PPOObjective(self.ent_coef, vf_coef, self.normalize_advantage is True)
+
+    def _make_update(self) -> Update:
+        objective = self._make_objective()
         max_kl = None if self.target_kl is None else 1.5 * self.target_kl
         if not self.compile or has_hooks(self.policy):
             return make_eager_update(self.policy, objective, self.max_grad_norm, max_kl)

@@ -655,7 +655,7 @@ class TestHiddenTypes:
     def test_survive_saving(self, trained, tmp_path):
         model, _ = trained
         model.save(tmp_path / "model")
-        loaded = GRPO.load(tmp_path / "model")
+        loaded: Any = GRPO.load(tmp_path / "model")
         self.check(loaded)
         measured = [each.regrouper.measure(each.policy, each.regroup_rule) for each in (loaded, model)]
         th.testing.assert_close(*measured, rtol=0, atol=0, equal_nan=True)

@@ -11,7 +11,7 @@ def groups_of(model: GRPO) -> list[int]:
 
     :param model: model whose groups are wanted
     """
-    return model.policy.cell_to_group.tolist()
+    return model.policy.grouping.cell_to_group.tolist()
 
 
 def n_groups(model: GRPO) -> int:

@@ -1,7 +1,9 @@
 """Access the entries for RL Zoo: the only place in which the benchmarks import the package's zoo."""
 
-from sb3_grpo import zoo_configs
-from sb3_grpo.rl_zoo import CONFIG, convert_grpo_params, register
+from sb3_grpo.zoo import hyperparams as zoo_configs
+from sb3_grpo.zoo import register
+from sb3_grpo.zoo.command_line import CONFIG
+from sb3_grpo.zoo.search_space import convert_grpo_params
 
 __all__ = ["CONFIG", "convert_grpo_params", "hyperparams", "use_entry"]
 

@@ -20,7 +20,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from benchmarks.lib.hyperparams import FIXED_GROUPS
 from benchmarks.lib.rows import RESULTS
 from sb3_grpo import GRPO
-from sb3_grpo.update import EagerUpdate, FlatUpdate
+from sb3_grpo.objective import PPOObjective
+from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatStepper, OptimizerStepper
 
 N_ENVS, BATCH_SIZE, N_GROUPS = 8, 64, 4
 KWARGS: dict[str, Any] = {"n_steps": 128, "batch_size": BATCH_SIZE, "seed": 0, "device": "cpu"}
@@ -81,24 +82,26 @@ def profile_update() -> dict[str, float]:
     assert isinstance(batch.observations, th.Tensor)
     # one model each: while an update is open, the parameters are its own
     reference = GRPO("MlpPolicy", env, **KWARGS, **FIXED).learn(KWARGS["n_steps"] * N_ENVS)
-    by_parameter = EagerUpdate(reference.policy, reference._update_terms, reference.max_grad_norm, None)
-    flat = FlatUpdate(model.policy, model._update_terms, model.max_grad_norm, None)
-    assert compiled._compiled_update is not None
-    with by_parameter, flat, compiled._compiled_update as compiled_update:
-        loss = model._update_terms(batch, 0.2, None).loss
-        gradients = th.autograd.grad(loss, flat.parameters, retain_graph=True)
+    objective = PPOObjective(model.ent_coef, model.vf_coef, normalize_advantage=True)
+    optimizer_stepper = OptimizerStepper(reference.policy, reference.max_grad_norm)
+    by_parameter = EagerUpdate(reference.policy, objective, optimizer_stepper, None)
+    stepper = FlatStepper(model.policy, model.max_grad_norm)
+    flat = EagerUpdate(model.policy, objective, stepper, None)
+    compiled_update = CompiledUpdate(compiled.policy, objective, compiled.max_grad_norm, None)
+    with by_parameter, flat, compiled_update:
+        loss = objective(model.policy, batch, 0.2, None).loss
+        gradients = th.autograd.grad(loss, stepper.parameters, retain_graph=True)
 
-        @th.no_grad()
         def clip_and_step() -> None:
-            flat.gradient, _ = flat._clip(gradients)
-            flat._adam()
+            stepper.gradient, _ = stepper.clip(gradients)
+            stepper.step()
 
         return microseconds(
             {
                 "eager: whole step": lambda: flat(batch, 0.2, None),
                 "eager: whole step with the optimizer's own step": lambda: by_parameter(batch, 0.2, None),
-                "eager: loss": lambda: model._update_terms(batch, 0.2, None),
-                "eager: gradient": lambda: th.autograd.grad(loss, flat.parameters, retain_graph=True),
+                "eager: loss": lambda: objective(model.policy, batch, 0.2, None),
+                "eager: gradient": lambda: th.autograd.grad(loss, stepper.parameters, retain_graph=True),
                 "eager: clipping and Adam": clip_and_step,
                 "eager: network, inside the loss": lambda: model.policy.mlp_extractor(batch.observations),
                 "tried: network without nn.Module.__call__": layer_by_layer(model, batch.observations),

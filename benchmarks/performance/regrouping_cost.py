@@ -96,9 +96,8 @@ def measure(setting: dict[str, Any], n_looks: int, n_repeats: int) -> list[dict[
     """
     model = make_model(GRPO, setting)
     assert isinstance(model, GRPO)
-    probes, callback = model.policy.probes, RegroupCallback()
-    assert probes is not None
-    clocks = [Clock(model, ["_probe_rollout"]), Clock(probes, ["learn"]), Clock(callback, ["_on_rollout_start"])]
+    callback = RegroupCallback()
+    clocks = [Clock(model.regrouper, ["observe"]), Clock(callback, ["_on_rollout_start"])]
     steps = max(n_looks * 2048, model.n_steps * model.n_envs * setting[N_ITERATIONS])
     model.learn(2 * model.n_steps * model.n_envs)
     repeats = []

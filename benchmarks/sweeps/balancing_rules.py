@@ -25,7 +25,7 @@ from benchmarks.lib.hyperparams import FIXED_GROUPS
 from benchmarks.lib.rows import Row, Run, by_method
 from benchmarks.lib.sweep import parse_parts, run_part
 from benchmarks.lib.tasks import END_AND_TRAINING, SETTINGS, end_and_training, head_per_task, make_env, train_on_tasks
-from benchmarks.lib.variants import SoftmaxGRPO, UPGradGRPO
+from benchmarks.lib.variants import UPGradGRPO
 from sb3_grpo import GRPO
 
 SEEDS = {"drawn": range(10), "scaled": range(10), "wide": range(5)}
@@ -35,7 +35,7 @@ RULES: dict[str, tuple[type[GRPO], dict[str, Any]]] = {
     "lambda 0.005": (GRPO, dict(group_coef=0.005)),
     "lambda 0.05": (GRPO, dict(group_coef=0.05)),
     "lambda 0.5": (GRPO, dict(group_coef=0.5)),
-    "softmax": (SoftmaxGRPO, dict(group_coef=0.0)),
+    "softmax": (GRPO, dict(balancer="softmax", group_coef=0.0)),
     "UPGrad": (UPGradGRPO, dict(group_coef=0.0)),
 }
 

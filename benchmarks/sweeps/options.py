@@ -28,8 +28,6 @@ from sb3_grpo import GRPO
 
 SEEDS = range(300, 310)
 N_STEPS = 128
-# name of an option in the rows -> keyword of GRPO, where it has another
-KEYWORDS = {"probe_kl_coef": "probe_leash"}
 # values in these runs, which are left out of the runs of the option
 DEFAULTS = {"probe_kl_coef": 0.05, "regroup_freq": 2, "regroup_warmup": 10}
 VALUES: dict[str, tuple[float, ...]] = {
@@ -61,7 +59,7 @@ def run(
     :return: as :func:`benchmarks.lib.hidden_types.run_tasks`, without the curve, and ``right_split``, the time step of the
         first right split, ``None`` without one, and ``wrong_merges``, how many there were
     """
-    changed = {} if option is None else {KEYWORDS.get(option, option): value}
+    changed = {} if option is None else {option: value}
     model, result = train_tasks(problem, "GRPO", seed, start, total_timesteps, n_steps=N_STEPS, **changed)
     del result["curve"]
     events, types = list(zip(result["events"], groupings_of(model), strict=True)), PROBLEMS[problem]["types"]

@@ -16,7 +16,7 @@ OWN_ARGUMENTS: dict[str, list[Any]] = dict(
     split_kl=[-0.1, NAN, INF, "0.3", True, [0.3]],
     regroup_freq=[0, -1, 1.5, "2", NAN, True],
     regroup_warmup=[-1, 1.5, "2", NAN, True],
-    probe_leash=[0, -1, NAN, INF, None, "0.05", True],
+    probe_kl_coef=[0, -1, NAN, INF, None, "0.05", True],
     compile=["yes", None],
     normalize_advantage=["groups", "task"],
 )

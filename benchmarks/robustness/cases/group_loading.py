@@ -44,7 +44,7 @@ CASES = [
     loading_tasks("group_coef='x'", ("group_coef",), group_coef="x"),
     loading_tasks("merge_kl='0.1'", ("merge_kl",), merge_kl="0.1"),
     loading_tasks("merge_kl above split_kl", ("merge_kl",), merge_kl=0.5),
-    loading_tasks("probe_leash=None", ("probe_leash",), probe_leash=None),
+    loading_tasks("probe_kl_coef=None", ("probe_kl_coef",), probe_kl_coef=None),
     loading_tasks("regroup_freq='2'", ("regroup_freq",), regroup_freq="2"),
     loading_tasks("compile='no'", ("compile",), compile="no"),
     loading_tasks("policy_kwargs=dict(n_groups=4)", ("policy_kwargs", "n_groups"), policy_kwargs=dict(n_groups=4)),
