@@ -356,19 +356,20 @@ def contains_callback(callback: Any, kind: type[BaseCallback]) -> bool:
     return isinstance(callback, kind) or any(contains_callback(child, kind) for child in children)
 
 
-def with_callbacks(callback: MaybeCallback, added: list[BaseCallback]) -> MaybeCallback:
+def with_callbacks(callback: MaybeCallback, first: list[BaseCallback], last: list[BaseCallback]) -> MaybeCallback:
     """
-    Add callbacks to those of the user, except where there is one of the same class already.
+    Add callbacks to those of the user.
 
     :param callback: whatever ``learn`` takes
-    :param added: the callbacks to add
+    :param first: callbacks that are called before those of the user, which may call the policy
+    :param last: callbacks that are called after those of the user, and left out where there is one of the same class
     :return: what ``learn`` takes
     """
-    added = [each for each in added if not contains_callback(callback, type(each))]
-    if not added:
+    last = [each for each in last if not contains_callback(callback, type(each))]
+    if not first and not last:
         return callback
     given = callback if isinstance(callback, list) else [] if callback is None else [callback]
-    return [*(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given), *added]
+    return [*first, *(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given), *last]
 
 
 def tell_interrupted(callback: BaseCallback) -> None:

@@ -260,13 +260,11 @@ class GRPO(ModelFiles):
         return total_timesteps, made_callback
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        added: list[BaseCallback] = []
-        if self.regrouper is not None:
-            added += [RegroupCallback()] if self.regroup_rule.changes_groups else []
-            added += [self._reward_recorder]
-        if tensorboard_outputs(self.logger):
-            added += [TensorBoardCallback()]
-        self._callback = super()._init_callback(with_callbacks(callback, added), progress_bar)
+        recorders: list[BaseCallback] = [] if self.regrouper is None else [self._reward_recorder]
+        others: list[BaseCallback] = [TensorBoardCallback()] if tensorboard_outputs(self.logger) else []
+        if self.regrouper is not None and self.regroup_rule.changes_groups:
+            recorders, others = [*recorders, self.regrouper.recorder], [RegroupCallback(), *others]
+        self._callback = super()._init_callback(with_callbacks(callback, recorders, others), progress_bar)
         return self._callback
 
     @property

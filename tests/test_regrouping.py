@@ -23,7 +23,7 @@ from sb3_grpo.distributions import make_action_distribution
 from sb3_grpo.heads import HEAD_DIMS, split_heads
 from sb3_grpo.probes import Probes
 from sb3_grpo.regroup_plan import Divergences, Merge, Split
-from sb3_grpo.regrouping import RegroupRule, head_outputs
+from sb3_grpo.regrouping import LatentRecorder, RegroupRule, head_outputs
 
 N_CELLS, MAX_GROUPS = 6, 4
 N_STEPS, N_ENVS = 32, 4
@@ -509,10 +509,19 @@ class TestHistory:
 class TestObserve:
     """What the probes learn from."""
 
+    class Disturbing(BaseCallback):
+        """Call the policy in the middle of a rollout."""
+
+        def _on_step(self) -> bool:
+            self.model.policy(th.zeros(N_ENVS, *self.model.observation_space.shape))
+            return True
+
     @pytest.mark.parametrize("options", [dict(), GSDE, dict(n_groups=1)], ids=["cartpole", "gsde", "one group"])
-    def test_latents_are_those_of_the_policy_that_collected_the_rollout(self, monkeypatch, options):
-        model, learnt = make_model(**MERGE_ALL, **options), []
-        own_learn = Probes.learn
+    @pytest.mark.parametrize("callbacks", [[], [Disturbing()]], ids=["alone", "disturbed"])
+    def test_latents_are_those_of_the_policy_that_collected_the_rollout(self, monkeypatch, options, callbacks):
+        """And no second forward pass is needed for them."""
+        model, learnt, n_computed = make_model(**MERGE_ALL, **options), [], 0
+        own_learn, own_latent_pi = Probes.learn, MlpPolicy.latent_pi
 
         def learn(probes: Probes, latent: th.Tensor, *args: Any) -> None:
             rollout = model.rollout_buffer.samples()
@@ -520,13 +529,30 @@ class TestObserve:
             actions = rollout.actions.flatten() if isinstance(model.action_space, spaces.Discrete) else rollout.actions
             _, log_prob, _ = model.policy.evaluate_actions(rollout.observations, actions)
             th.testing.assert_close(log_prob, rollout.old_log_prob, rtol=1e-4, atol=1e-5)
-            th.testing.assert_close(latent, model.policy.latent_pi(rollout.observations).detach())
+            th.testing.assert_close(latent, own_latent_pi(model.policy, rollout.observations).detach())
             learnt.append(len(latent))
             own_learn(probes, latent, *args)
 
+        def latent_pi(policy: MlpPolicy, obs: Any) -> th.Tensor:
+            nonlocal n_computed
+            n_computed += 1
+            return own_latent_pi(policy, obs)
+
         monkeypatch.setattr(Probes, "learn", learn)
-        model.learn(4 * ROLLOUT)
+        monkeypatch.setattr(MlpPolicy, "latent_pi", latent_pi)
+        model.learn(4 * ROLLOUT, callbacks)
         assert learnt == [ROLLOUT] * 4
+        assert n_computed == 0
+
+    def test_latents_are_computed_where_the_rollout_was_not_recorded(self, monkeypatch):
+        model, learnt = make_model(**MERGE_ALL), []
+        model.learn(2 * ROLLOUT)
+        model.regrouper.recorder = LatentRecorder()
+        expected = model.policy.latent_pi(model.rollout_buffer.samples().observations).detach()
+        monkeypatch.setattr(Probes, "learn", lambda probes, latent, *args: learnt.append(latent))
+        model.train()
+        th.testing.assert_close(learnt, [expected])
+        assert model.policy.training
 
     def test_is_left_out_where_groups_cannot_change(self):
         model = make_model(merge_kl=None, split_kl=None)
