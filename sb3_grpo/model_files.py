@@ -76,8 +76,9 @@ class ModelFiles(GroupArguments, PPO):
         n_groups, max_groups = (built.get(name, getattr(self, name)) for name in ("n_groups", "max_groups"))
         kwargs = default_groups(self.router, self.router_kwargs, n_groups, max_groups, can_split=self.split_kl is not None)
         router = make_router(self.router, self.observation_space, kwargs["router_kwargs"])
-        fixed = dict(n_groups=self.n_groups, max_groups=self.max_groups, **router.settings())
+        fixed: dict[str, Any] = dict(n_groups=self.n_groups, max_groups=self.max_groups)
         fixed["router"] = self.router if isinstance(self.router, str) else "a callable"
+        fixed |= router.settings()
         refuse_change(built, fixed)
         # a model that was saved with scaled values keeps them
         scale_values = built.get("scale_values", False) or self.normalize_advantage == "group"

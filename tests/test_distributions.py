@@ -10,8 +10,8 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 
 from sb3_grpo.distributions import (
     CategoricalActions,
-    SB3Actions,
     GroupStateDependentNoiseDistribution,
+    SB3Actions,
     head_rows,
     make_action_distribution,
 )
