@@ -161,7 +161,11 @@ class TestPickHeads:
 
 
 class TestStates:
-    state: ClassVar = {"value_net.bias": th.tensor([1.0, 2.0]), "log_std": th.tensor([3.0, 4.0, 5.0, 6.0]), "trunk": th.ones(2)}
+    state: ClassVar = {
+        "value_net.bias": th.tensor([1.0, 2.0]),
+        "log_std": th.tensor([3.0, 4.0, 5.0, 6.0]),
+        "trunk": th.ones(2),
+    }
 
     def test_number_of_heads(self):
         assert n_heads_in(self.state) == 2
@@ -261,7 +265,7 @@ class TestTakeHeads:
     def test_a_layer_of_an_own_parameter_group_stays_in_it(self, spec, sources):
         policy = make_policy(**spec)
         others = [parameter for name, parameter in policy.named_parameters() if not name.startswith("value_net")]
-        groups = [dict(params=others), dict(params=list(policy.value_net.parameters()), lr=1e-5)]
+        groups: list[dict[str, Any]] = [dict(params=others), dict(params=list(policy.value_net.parameters()), lr=1e-5)]
         policy.optimizer = th.optim.Adam(groups, lr=1e-2)
         step(policy)
         take_heads(policy, N_HEADS, sources)

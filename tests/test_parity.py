@@ -39,7 +39,7 @@ def same_tensors(model: PPO, other: PPO) -> bool:
     return all(th.equal(value, actual[name]) for name, value in expected.items())
 
 
-def n_updates(model: PPO) -> int:
+def n_updates(model: PPO) -> float:
     return model.logger.name_to_value["train/n_updates"]
 
 

@@ -238,12 +238,17 @@ class TestNumberOfHeads:
         assert all(state.equal(states[0]) for state in states)
 
 
+def outputs_of(policy: MlpPolicy, latent: th.Tensor, heads: list[int]) -> tuple[th.Tensor, Any]:
+    """For actions of which it is known whether they have deviations."""
+    return head_outputs(policy, latent, heads)
+
+
 class TestHeadOutputs:
     def test_all_heads(self, action_space):
         policy = make_policy(action_space)
         randomize(policy)
         latent = th.randn(5, 8)
-        outputs, log_std = head_outputs(policy, latent, list(range(N_HEADS)))
+        outputs, log_std = outputs_of(policy, latent, list(range(N_HEADS)))
         for group in range(N_HEADS):
             weight, bias = head(policy.action_net, group)
             th.testing.assert_close(outputs[:, group], latent @ weight.T + bias)
@@ -257,7 +262,7 @@ class TestHeadOutputs:
         policy = make_policy(ACTION_SPACES["box"], use_sde=True, full_std=full_std)
         randomize(policy)
         latent = th.randn(5, 8)
-        outputs, log_std = head_outputs(policy, latent, list(range(N_HEADS)))
+        outputs, log_std = outputs_of(policy, latent, list(range(N_HEADS)))
         for group in range(N_HEADS):
             weight, bias = head(policy.action_net, group)
             th.testing.assert_close(outputs[:, group], latent @ weight.T + bias)
@@ -269,13 +274,13 @@ class TestHeadOutputs:
         policy = make_policy(ACTION_SPACES["box"], use_sde=use_sde)
         randomize(policy)
         latent = th.randn(5, 8)
-        for every, some in zip(head_outputs(policy, latent, [0, 1, 2]), head_outputs(policy, latent, [2, 0, 2]), strict=True):
+        for every, some in zip(outputs_of(policy, latent, [0, 1, 2]), outputs_of(policy, latent, [2, 0, 2]), strict=True):
             assert some.equal(every[:, [2, 0, 2]])
 
     @pytest.mark.parametrize("use_sde", [True, False])
     def test_of_heads_that_are_not_in_use(self, use_sde):
         policy = make_policy(ACTION_SPACES["box"], n_groups=1, max_groups=4, use_sde=use_sde, all_heads=True)
-        outputs, log_std = head_outputs(policy, th.randn(5, 8), list(range(4)))
+        outputs, log_std = outputs_of(policy, th.randn(5, 8), list(range(4)))
         assert outputs.shape == log_std.shape == (5, 4, 2)
         for each in (outputs, log_std):
             th.testing.assert_close(each, each[:, :1].expand(5, 4, 2))
