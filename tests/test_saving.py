@@ -514,7 +514,7 @@ class TestOneGroupIsReadByPPO:
     @pytest.mark.parametrize("model", [make_model, regrouped])
     def test_control_one_with_several_groups_is_refused(self, tmp_path, model):
         model().save(tmp_path / "model")
-        with pytest.raises(RuntimeError, match=r"has [34] heads, but .*; GRPO\.load is what loads"):
+        with pytest.raises(RuntimeError, match=r"has [34] heads, but .*; GRPO\.load is what"):
             PPO.load(tmp_path / "model")
 
     def test_holds_what_ppos_file_holds_and_one_entry_more(self, tmp_path):
