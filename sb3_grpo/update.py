@@ -306,6 +306,15 @@ class CompiledUpdate(FlatVectors):
         self.compiled_step: Callable[..., UpdateStep] = th.compile(self._step, fullgraph=True)
         self.works = True
 
+    def fits(self, policy: GroupActorCriticPolicy) -> bool:
+        """
+        Return whether this trains what a policy trains: other heads, for example, are other parameters.
+
+        :param policy: the policy
+        """
+        trained = trained_parameters(policy).values()
+        return policy.optimizer is self.optimizer and list(map(id, trained)) == list(map(id, self.parameters))
+
     def configure(self, objective: PPOObjective, max_grad_norm: float, max_kl: float | None) -> None:
         """
         Change the settings between rollouts; values that differ from those before are compiled anew.
