@@ -363,7 +363,7 @@ class GRPO(ModelFiles):
         max_kl = None if self.target_kl is None else 1.5 * self.target_kl
         if not self.compile or has_hooks(self.policy):
             return make_eager_update(self.policy, objective, self.max_grad_norm, max_kl)
-        if self._compiled_update is None:
+        if self._compiled_update is None or not self._compiled_update.is_of(self.policy):
             print("GRPO: the first update compiles the training step; this takes about half a minute", flush=True)
             self._compiled_update = CompiledUpdate(self.policy, objective, self.max_grad_norm, max_kl)
         self._compiled_update.configure(objective, self.max_grad_norm, max_kl)
@@ -390,8 +390,7 @@ class GRPO(ModelFiles):
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
         self._choose_parts()
-        if self.policy.hold_heads(bool(self.compile)):
-            self._compiled_update = None
+        self.policy.hold_heads(bool(self.compile))
         with_gradients = th.is_grad_enabled()
         try:
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -123,18 +123,16 @@ class HeadedPolicy(ActorCriticPolicy):
             with th.random.fork_rng(devices=[]):
                 self.action_dist.sample_weights(self.log_std.detach())
 
-    def hold_heads(self, all_heads: bool) -> bool:
+    def hold_heads(self, all_heads: bool) -> None:
         """
         Add heads that are missing and drop those that are not needed.
 
         :param all_heads: have ``max_groups`` heads; otherwise one for each group in use
-        :return: whether the number of heads has changed
         """
         self.grouping.all_heads = self._group_kwargs["all_heads"] = all_heads
         before, wanted = self.grouping.heads, self.grouping.wanted_heads()
         self.grouping.assign(self.grouping.cell_to_group, wanted)
         self.take_heads([before.index(group) if group in before else 0 for group in wanted])
-        return len(before) != len(wanted)
 
     def adopt_groups(self, cell_to_group: Sequence[int] | th.Tensor) -> None:
         """

@@ -195,6 +195,14 @@ class FlatVectors:
         # where Adam itself keeps its number of steps
         self._step_device = device if self.settings["fused"] or self.settings["capturable"] else th.device("cpu")
 
+    def is_of(self, policy: GroupActorCriticPolicy) -> bool:
+        """
+        Return whether the parameters are still those that the policy's optimizer changes: loading can replace them.
+
+        :param policy: the policy
+        """
+        return [id(parameter) for parameter in self.parameters] == list(map(id, trained_parameters(policy).values()))
+
     def __enter__(self: SelfFlatVectors) -> SelfFlatVectors:
         with interrupts_delayed():
             self._flatten()
