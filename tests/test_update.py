@@ -294,7 +294,8 @@ def test_one_group_left_is_trained_as_ppo_trains() -> None:
     for name, dim in HEAD_DIMS.items():
         assert split_heads(model.policy.get_parameter(name).detach(), dim, 1)[0].equal(heads[name]), name
     ppo = PPO("MlpPolicy", make_vec_env("Pendulum-v1", 2, seed=0), **TINY)
-    ppo.set_parameters(copy.deepcopy(model.get_parameters()))
+    parameters: Any = copy.deepcopy(model.get_parameters())
+    ppo.set_parameters(parameters)
     model.set_env(make_vec_env("Pendulum-v1", 2, seed=0))
     for each in (model, ppo):
         each.set_random_seed(5)
@@ -524,7 +525,7 @@ class TestSteppers:
         before = policy.value_net.weight.detach().clone()
         stepper = OptimizerStepper(policy, 0.5)
         with stepper:
-            stepper.clip_gradient(policy.action_net.weight.square().sum())
+            stepper.clip_gradient(policy.get_parameter("action_net.weight").square().sum())
             stepper.step()
         assert policy.value_net.weight.equal(before)
         assert policy.value_net.weight.grad is None
