@@ -17,6 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from tiny_policies import make_scrambled_policy
+from trained_tensors import assert_close
 
 from sb3_grpo import GRPO
 from sb3_grpo.buffers import Rollout
@@ -74,60 +75,12 @@ def slowing(progress_remaining: float) -> float:
     return 0.001 * progress_remaining
 
 
-def tensors_of(model: GRPO) -> dict[str, th.Tensor]:
-    """All that training changes, of the groups in use: a compiled model holds heads for others too."""
-    policy, optimizer = model.policy, model.policy.optimizer
-    in_use = [policy.grouping.heads.index(group) for group in policy.grouping.active]
-    tensors = {f"parameter {name}": tensor for name, tensor in policy.state_dict().items() if "value_scale" not in name}
-    for name, parameter in policy.named_parameters():
-        tensors |= {f"{key} {name}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    for label, tensor in tensors.items():
-        name = label.partition(" ")[2]
-        if name in HEAD_DIMS and tensor.ndim > 0:
-            tensors[label] = split_heads(tensor, HEAD_DIMS[name], policy.n_heads)[in_use]
-    state = {f"state {name}": tensor for name, tensor in model.training_state().items()}
-    for name in ("state value_scale.scale", "state value_scale.count"):
-        state |= {name: state[name][in_use]} if name in state else {}
-    return {**tensors, **state}
-
-
-def assert_close(left: GRPO, right: GRPO) -> None:
-    expected, actual = tensors_of(left), tensors_of(right)
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        atol, rtol = (1e-3, 1e-2) if name.startswith("exp_avg") else (1e-5, 1e-4)
-        if "probes." in name:
-            # sums over all steps, in which terms cancel
-            atol = 1e-4 * max(1.0, value.abs().max().item())
-        th.testing.assert_close(actual[name], value, msg=name, atol=atol, rtol=rtol)
-
-
 def stepper_of(model: GRPO) -> Stepper:
     return make_eager_update(model.policy, OBJECTIVE, 0.5, None).stepper
 
 
 def never_flat(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("sb3_grpo.update.takes_plain_steps", lambda policy: False)
-
-
-@pytest.fixture
-def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Calls of each function that is compiled, in the order of their compilation; a failure would be a warning."""
-    calls: list[int] = []
-    compile_ = th.compile
-
-    def counted(function: Any, **kwargs: Any) -> Any:
-        made, place = compile_(function, **kwargs), len(calls)
-        calls.append(0)
-
-        def call(*arguments: Any) -> Any:
-            calls[place] += 1
-            return made(*arguments)
-
-        return call
-
-    monkeypatch.setattr(th, "compile", counted)
-    return calls
 
 
 # torch's own compiler uses torch.jit, and says so
