@@ -106,7 +106,9 @@ class ModelFiles(GroupArguments, PPO):
     def _restore_training_state(self, state: dict[str, th.Tensor]) -> None:
         """Copy the tensors of a file, whose shapes are those of this model."""
         for name, tensor in self.training_state().items():
-            tensor.copy_(state[name])
+            if name in state or not name.startswith("value_scale."):
+                # a model that was saved without scaled values begins with scales of 1
+                tensor.copy_(state[name])
         self.policy.adopt_groups(self.policy.grouping.cell_to_group)
 
     def save(

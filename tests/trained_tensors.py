@@ -15,7 +15,7 @@ def tensors_of(model: GRPO) -> dict[str, th.Tensor]:
     """
     policy, optimizer = model.policy, model.policy.optimizer
     in_use = [policy.grouping.heads.index(group) for group in policy.grouping.active]
-    tensors = {f"parameter {name}": tensor for name, tensor in policy.state_dict().items() if "value_scale" not in name}
+    tensors: dict[str, th.Tensor] = {f"parameter {name}": tensor for name, tensor in policy.named_parameters()}
     for name, parameter in policy.named_parameters():
         tensors |= {f"{key} {name}": value for key, value in optimizer.state.get(parameter, {}).items()}
     for label, tensor in tensors.items():
@@ -25,7 +25,7 @@ def tensors_of(model: GRPO) -> dict[str, th.Tensor]:
     state = {f"state {name}": tensor for name, tensor in model.training_state().items()}
     for name in ("state value_scale.scale", "state value_scale.count"):
         state |= {name: state[name][in_use]} if name in state else {}
-    return {**tensors, **state}
+    return {name: tensor.detach() for name, tensor in {**tensors, **state}.items()}
 
 
 def assert_close(left: GRPO, right: GRPO) -> None:
