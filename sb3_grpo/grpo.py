@@ -364,7 +364,7 @@ class GRPO(ModelFiles):
         max_kl = None if self.target_kl is None else 1.5 * self.target_kl
         if not self.compile or has_hooks(self.policy):
             return make_eager_update(self.policy, objective, self.max_grad_norm, max_kl)
-        if self._compiled_update is None or not self._compiled_update.fits(self.policy):
+        if self._compiled_update is None or not self._compiled_update.is_of(self.policy):
             print("GRPO: the first update compiles the training step; this takes about half a minute", flush=True)
             self._compiled_update = CompiledUpdate(self.policy, objective, self.max_grad_norm, max_kl)
         self._compiled_update.configure(objective, self.max_grad_norm, max_kl)

@@ -95,7 +95,7 @@ def average_heads(policy: ActorCriticPolicy, n_heads: int, target: int, other: i
     :param policy: has ``n_heads`` heads and an optimizer
     :param n_heads: number of heads
     :param target: index of the head that becomes the average
-    :param other: index of the head that stays as it is
+    :param other: index of the head that is no longer used; its weights stay as they are, its moments become 0
     :param share: weight of ``target`` in the average, 0 to 1
     """
     for name, parameter in _head_parameters(policy):
@@ -103,6 +103,9 @@ def average_heads(policy: ActorCriticPolicy, n_heads: int, target: int, other: i
         for tensor in (parameter.data, *(value for value in state.values() if _is_moment(value, parameter))):
             heads = split_heads(tensor, HEAD_DIMS[name], n_heads)
             heads[target].lerp_(heads[other], 1 - share)
+            if tensor is not parameter.data:
+                # where all heads are held, the optimizer would go on moving this one
+                heads[other] = 0
 
 
 def _head_parameters(policy: ActorCriticPolicy) -> Iterator[tuple[str, nn.Parameter]]:

@@ -195,6 +195,14 @@ class FlatVectors:
         # where Adam itself keeps its number of steps
         self._step_device = device if self.settings["fused"] or self.settings["capturable"] else th.device("cpu")
 
+    def is_of(self, policy: GroupActorCriticPolicy) -> bool:
+        """
+        Return whether the parameters are still those that the policy's optimizer changes: loading can replace them.
+
+        :param policy: the policy
+        """
+        return [id(parameter) for parameter in self.parameters] == list(map(id, trained_parameters(policy).values()))
+
     def __enter__(self: SelfFlatVectors) -> SelfFlatVectors:
         with interrupts_delayed():
             self._flatten()
@@ -305,15 +313,6 @@ class CompiledUpdate(FlatVectors):
         self.function = _PolicyFunction(policy)
         self.compiled_step: Callable[..., UpdateStep] = th.compile(self._step, fullgraph=True)
         self.works = True
-
-    def fits(self, policy: GroupActorCriticPolicy) -> bool:
-        """
-        Return whether this trains what a policy trains: other heads, for example, are other parameters.
-
-        :param policy: the policy
-        """
-        trained = trained_parameters(policy).values()
-        return policy.optimizer is self.optimizer and list(map(id, trained)) == list(map(id, self.parameters))
 
     def configure(self, objective: PPOObjective, max_grad_norm: float, max_kl: float | None) -> None:
         """

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch as th
@@ -29,6 +30,26 @@ def cartpole():
 @pytest.fixture
 def task_cartpole():
     return make_vec_env("sb3_grpo/TaskCartPole-v0", n_envs=4, seed=0)
+
+
+@pytest.fixture
+def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Calls of each function that is compiled, in the order of their compilation; a failure would be a warning."""
+    calls: list[int] = []
+    compile_ = th.compile
+
+    def counted(function: Any, **kwargs: Any) -> Any:
+        made, place = compile_(function, **kwargs), len(calls)
+        calls.append(0)
+
+        def call(*arguments: Any) -> Any:
+            calls[place] += 1
+            return made(*arguments)
+
+        return call
+
+    monkeypatch.setattr(th, "compile", counted)
+    return calls
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,11 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import nn
 
 from sb3_grpo import GRPO, MlpPolicy, MultiInputPolicy
+from sb3_grpo.advantages import ESTIMATORS, GAE
 from sb3_grpo.arguments import (
     NOT_NAN,
     RULES,
+    KeyOf,
     check_arguments,
     check_learn_arguments,
     finite_schedule_value,
@@ -27,6 +29,7 @@ from sb3_grpo.arguments import (
     make_group_coef_schedule,
     schedule_value,
 )
+from sb3_grpo.balancing import BALANCERS, RelativePenalty
 
 NAN, INF = math.nan, math.inf
 SCHEDULE_TEXT = "a float or an int, finite and at least 0, or a function of the remaining progress"
@@ -63,6 +66,8 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "max_groups": ("an integer, or None", [4.0, "4", True]),
     "router": ("one of ['random', 'one_hot', 'discrete'] or a callable", ["nearest", "", None, 5, ["random"]]),
     "router_kwargs": ("a dict whose keys are strings, or None", ["dict(n_cells=4)", [4], 5]),
+    "advantage_estimator": ("one of ['gae']", ["GAE", "", None, 5, ["gae"], GAE]),
+    "balancer": ("one of ['relative_penalty']", ["penalty", None, True, RelativePenalty]),
     "group_score": ("one of ['return', 'reward']", ["returns", None, True]),
     "group_scale": ("one of ['std', 'range']", ["rnage", None, 1]),
     "merge_kl": ("finite and at least 0, or None", [-0.1, NAN, INF, "0.1", True, [0.1]]),
@@ -146,6 +151,27 @@ class TestBadValues:
         assert message_of(dict(env=None, _init_setup_model=True)).startswith("`env` must be an environment or its name")
         # as load() makes a model
         check_arguments(dict(env=None, _init_setup_model=False))
+
+
+class TestKeyOf:
+    """A rule that follows what users add to a dictionary."""
+
+    def test_by_hand(self):
+        registry = {"a": 1, "b": 2}
+        rule = KeyOf(registry)
+        assert rule.text == "one of ['a', 'b']"
+        assert [rule.holds(value) for value in ("a", "c", 1, None, ["a"])] == [True, False, False, False, False]
+        registry["c"] = 3
+        assert rule.text == "one of ['a', 'b', 'c']"
+        assert rule.holds("c")
+
+    @pytest.mark.parametrize(("name", "registry"), [("advantage_estimator", ESTIMATORS), ("balancer", BALANCERS)])
+    def test_of_arguments(self, name, registry, monkeypatch):
+        assert message_of({name: "toy"}).endswith("got 'toy'")
+        first = next(iter(registry))
+        monkeypatch.setitem(registry, "toy", registry[first])
+        check_arguments({name: "toy"})
+        assert message_of({name: "other"}) == f"`{name}` must be one of ['{first}', 'toy'], got 'other'"
 
 
 class TestGoodValues:

@@ -1,4 +1,4 @@
-"""Rollout buffers: temporal-difference errors, and the group of every step."""
+"""Rollout buffers: temporal-difference errors, minibatches, and the head of every step."""
 
 from functools import partial
 
@@ -7,16 +7,18 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_grpo import routing
-from sb3_grpo.buffers import GroupDictRolloutBuffer, GroupRolloutBuffer
+from sb3_grpo.buffers import GroupDictRolloutBuffer, GroupRolloutBuffer, Rollout
+from sb3_grpo.grouping import Grouping
 from sb3_grpo.routing import make_router
 
 N_STEPS, N_ENVS = 12, 3
 BOX, DICT = spaces.Box(-9, 9, (2,)), spaces.Dict({"obs": spaces.Box(-9, 9, (2,)), "task": spaces.Discrete(4)})
 
 
-class Rollout:
+class Episodes:
     """Random rewards, values and episode ends; what a buffer is filled with, in the shape (step, environment)."""
 
     def __init__(self, n_steps=N_STEPS, n_envs=N_ENVS, ends=0.3):
@@ -59,24 +61,24 @@ class TestTdErrors:
     @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
     @pytest.mark.parametrize("ends", [0.0, 0.3, 1.0])
     def test_equal_a_loop(self, gae_lambda, gamma, ends):
-        rollout = Rollout(ends=ends)
+        rollout = Episodes(ends=ends)
         buffer = rollout.fill(make_buffer(gae_lambda=gae_lambda, gamma=gamma))
         assert buffer.td_errors().shape == (N_STEPS * N_ENVS,)
         np.testing.assert_allclose(buffer.td_errors().numpy(), rollout.td_errors(gamma), atol=1e-5)
 
     @pytest.mark.parametrize(("n_steps", "n_envs"), [(1, 1), (1, 3), (7, 1)])
     def test_of_small_rollouts(self, n_steps, n_envs):
-        rollout = Rollout(n_steps, n_envs)
+        rollout = Episodes(n_steps, n_envs)
         buffer = rollout.fill(make_buffer(n_steps=n_steps, n_envs=n_envs))
         np.testing.assert_allclose(buffer.td_errors().numpy(), rollout.td_errors(0.99), atol=1e-5)
 
     def test_of_dict_observations(self):
-        rollout = Rollout()
+        rollout = Episodes()
         buffer = rollout.fill(make_buffer(GroupDictRolloutBuffer, DICT))
         np.testing.assert_allclose(buffer.td_errors().numpy(), rollout.td_errors(0.99), atol=1e-5)
 
     def test_advantages_stay_as_they_are(self):
-        buffer = Rollout().fill(make_buffer())
+        buffer = Episodes().fill(make_buffer())
         before = buffer.samples().advantages.clone()
         first = buffer.td_errors()
         assert buffer.samples().advantages.equal(before)
@@ -84,8 +86,8 @@ class TestTdErrors:
         assert not first.equal(before)
 
     def test_of_the_next_rollout(self):
-        buffer, rollout = make_buffer(), Rollout(ends=0.1)
-        Rollout().fill(buffer).td_errors()
+        buffer, rollout = make_buffer(), Episodes(ends=0.1)
+        Episodes().fill(buffer).td_errors()
         buffer.reset()
         rollout.fill(buffer)
         np.testing.assert_allclose(buffer.td_errors().numpy(), rollout.td_errors(0.99), atol=1e-5)
@@ -95,54 +97,114 @@ def constant(cell, obs):
     return th.full((len(obs),), cell)
 
 
-class TestGroups:
-    cell_to_group = th.tensor([2, 0, 0, 1])
+def positive(obs):
+    return (obs[:, 0] > 0).long()
+
+
+def make_grouping(buffer, router, cell_to_group, **kwargs):
+    grouping = Grouping(make_router(router, buffer.observation_space, kwargs), 1, 4)
+    grouping.assign(cell_to_group)
+    return grouping
+
+
+class TestHeads:
+    """Of the steps of a rollout, whose observations are routed."""
+
+    # groups 0, 1 and 3 have a head each, of which that of group 3 is the last
+    cell_to_group, cell_to_head = (3, 0, 0, 1), (2, 0, 0, 1)
 
     def test_are_those_of_the_cells(self):
-        rollout = Rollout()
+        rollout = Episodes()
         buffer = rollout.fill(make_buffer(GroupDictRolloutBuffer, DICT))
-        assert not buffer.samples().groups.any()
-        buffer.assign_groups(make_router("discrete", DICT, dict(key="task")), self.cell_to_group)
-        assert buffer.cells.tolist() == rollout.tasks.T.flatten().tolist()
-        assert buffer.samples().groups.tolist() == [[2, 0, 0, 1][task] for task in rollout.tasks.T.flatten()]
+        samples, tasks = buffer.samples(), rollout.tasks.T.flatten()
+        assert not samples.heads.any()
+        grouping = make_grouping(buffer, "discrete", self.cell_to_group, key="task")
+        cells = grouping.cells_of_rollout(samples.observations)
+        assert cells.tolist() == tasks.tolist()
+        assert grouping.heads_at(samples.observations).tolist() == [self.cell_to_head[task] for task in tasks]
+        assert grouping.groups_at(samples.observations).tolist() == [self.cell_to_group[task] for task in tasks]
 
     def test_are_looked_up_in_parts(self, monkeypatch):
         monkeypatch.setattr(routing, "MAX_CHUNK", 10)
         sizes = []
 
-        def positive(obs):
+        def counted(obs):
             sizes.append(len(obs))
-            return (obs[:, 0] > 0).long()
+            return positive(obs)
 
-        rollout = Rollout()
+        rollout = Episodes()
         buffer = rollout.fill(make_buffer())
-        buffer.assign_groups(make_router(positive, buffer.observation_space, dict(n_cells=4)), self.cell_to_group)
+        grouping = make_grouping(buffer, counted, self.cell_to_group, n_cells=4)
+        cells = grouping.cells_of_rollout(buffer.samples().observations)
         assert sizes == [5] * 7 + [1]
-        assert buffer.cells.tolist() == (rollout.obs[..., 0].T.flatten() > 0).astype(int).tolist()
+        assert cells.tolist() == (rollout.obs[..., 0].T.flatten() > 0).astype(int).tolist()
 
-    def test_can_be_assigned_again(self):
-        buffer = Rollout().fill(make_buffer())
+    def test_can_be_looked_up_again(self):
+        buffer = Episodes().fill(make_buffer())
         for cell in (3, 0):
-            always = make_router(partial(constant, cell), buffer.observation_space, dict(n_cells=4))
-            buffer.assign_groups(always, self.cell_to_group)
-            assert set(buffer.cells.tolist()) == {cell}
-            assert set(buffer.samples().groups.tolist()) == {self.cell_to_group[cell].item()}
+            grouping = make_grouping(buffer, partial(constant, cell), self.cell_to_group, n_cells=4)
+            assert set(grouping.heads_at(buffer.samples().observations).tolist()) == {self.cell_to_head[cell]}
+        # the buffer itself has learnt nothing of them
+        assert not buffer.samples().heads.any()
 
-    def test_stay_with_their_steps_in_minibatches(self):
-        buffer = Rollout().fill(make_buffer())
-        router = make_router(lambda obs: (obs[:, 0] > 0).long(), buffer.observation_space, dict(n_cells=2))
-        buffer.assign_groups(router, th.tensor([1, 0]))
-        groups = []
-        for batch in buffer.get(8):
+    def test_without_heads_all_steps_have_the_first_and_the_weight_one(self):
+        samples = Episodes().fill(make_buffer()).samples()
+        assert samples.heads.tolist() == [0] * (N_STEPS * N_ENVS)
+        assert samples.weights.tolist() == [1.0] * (N_STEPS * N_ENVS)
+        assert samples.heads.dtype == th.long
+
+
+class TestMinibatches:
+    def numbered(self, cls=GroupRolloutBuffer, space=BOX) -> Rollout:
+        """A rollout in which every entry tells its step."""
+        samples = Episodes().fill(make_buffer(cls, space)).samples()
+        number = th.arange(len(samples.heads))
+        fields = {name: number.float() + place for place, name in enumerate(Rollout._fields[1:])}
+        observations: PyTorchObs = {"obs": number.unsqueeze(1), "task": -number} if isinstance(space, spaces.Dict) else number
+        return Rollout(observations, **{**fields, "heads": number})
+
+    @pytest.mark.parametrize(("cls", "space"), [(GroupRolloutBuffer, BOX), (GroupDictRolloutBuffer, DICT)])
+    def test_entries_of_a_step_stay_together(self, cls, space):
+        rollout, seen = self.numbered(cls, space), []
+        for batch in rollout.minibatches(8):
+            number = batch.heads
+            for place, (name, values) in enumerate(zip(Rollout._fields[1:], batch[1:], strict=True)):
+                assert values.equal(number if name == "heads" else number.float() + place), name
+            observations = batch.observations
+            if isinstance(observations, dict):
+                assert observations["obs"].flatten().equal(number)
+                observations = -observations["task"]
+            assert observations.equal(number)
+            seen.append(number)
+        assert [len(part) for part in seen] == [8] * 4 + [4]
+        assert th.cat(seen).sort().values.tolist() == list(range(N_STEPS * N_ENVS))
+
+    def test_are_drawn_anew_each_time(self):
+        rollout = self.numbered()
+        first, second = (th.cat([batch.heads for batch in rollout.minibatches(8)]) for _ in range(2))
+        assert not first.equal(second)
+
+    def test_heads_stay_with_their_steps(self):
+        buffer = Episodes().fill(make_buffer())
+        samples = buffer.samples()
+        assert isinstance(samples.observations, th.Tensor)
+        for batch in samples._replace(heads=positive(samples.observations)).minibatches(8):
             assert isinstance(batch.observations, th.Tensor)
-            assert batch.groups.equal((batch.observations[:, 0] <= 0).long())
-            groups.append(batch.groups)
-        assert [len(part) for part in groups] == [8] * 4 + [4]
+            assert batch.heads.equal(positive(batch.observations))
+
+
+def test_rewards_are_in_the_order_of_the_samples():
+    rollout = Episodes()
+    buffer = rollout.fill(make_buffer())
+    samples = buffer.samples()
+    assert isinstance(samples.observations, th.Tensor)
+    assert buffer.flat_rewards().tolist() == [rollout.rewards[t, env] for env in range(N_ENVS) for t in range(N_STEPS)]
+    assert samples.observations[:, 0].tolist() == [rollout.obs[t, env, 0] for env in range(N_ENVS) for t in range(N_STEPS)]
 
 
 def test_minibatches_are_those_of_sb3():
-    sb3 = Rollout().fill(make_buffer(RolloutBuffer))
-    ours = Rollout().fill(make_buffer())
+    sb3 = Episodes().fill(make_buffer(RolloutBuffer))
+    ours = Episodes().fill(make_buffer())
     batches = []
     for buffer in (sb3, ours):
         np.random.seed(0)

@@ -11,8 +11,8 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 from sb3_grpo.distributions import (
     CategoricalActions,
     GroupStateDependentNoiseDistribution,
+    HeadChoice,
     SB3Actions,
-    head_rows,
     make_action_distribution,
 )
 
@@ -133,12 +133,86 @@ class TestGsde:
         for groups in (th.zeros(6, dtype=th.long), th.tensor([0, 1, 1, 0, 1, 1])):
             distribution = GroupStateDependentNoiseDistribution(n_heads=2, action_dim=2, latent_sde_dim=8)
             distribution.sample_weights(log_std)
-            chosen.append(distribution.proba_distribution(mean, log_std, latent).choose(head_rows(groups, 2)))
+            chosen.append(distribution.proba_distribution(mean, log_std, latent).choose(HeadChoice.of(groups, 2)))
         variances = [latent.square() @ log_std.exp().square()[:, columns] + 1e-6 for columns in (slice(0, 2), slice(2, 4))]
         first, second = (Normal(m, v.sqrt()) for m, v in zip((mean[:, :2], mean[:, 2:]), variances, strict=True))
         own = kl_divergence(first, second).sum(dim=1)
         expected = th.where(th.tensor([False, True, True, False, True, True]), own, th.zeros(6))
         th.testing.assert_close(SB3Actions().kl(*chosen), expected)
+
+
+class TestHeadChoice:
+    """Against picking by hand, step by step."""
+
+    heads = th.tensor([2, 0, 0, 1, 2])
+
+    def test_outputs(self):
+        outputs = th.arange(5 * 6.0).reshape(5, 6)
+        chosen = HeadChoice.of(self.heads, 3).outputs(outputs)
+        assert chosen.tolist() == [[4, 5], [6, 7], [12, 13], [20, 21], [28, 29]]
+
+    def test_parameters(self):
+        chosen = HeadChoice.of(self.heads, 3).parameters(th.arange(6.0))
+        assert chosen.tolist() == [[4, 5], [0, 1], [0, 1], [2, 3], [4, 5]]
+
+    def test_one_head(self):
+        outputs = th.randn(5, 3)
+        choice = HeadChoice.of(th.zeros(5, dtype=th.long), 1)
+        assert choice.outputs(outputs).equal(outputs)
+        assert choice.parameters(outputs[0]).equal(outputs[0].expand(5, -1))
+
+    @property_test
+    @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 4), st.integers(1, 12))
+    def test_gradients_reach_the_chosen_head_only(self, seed, n_heads, n_outputs, n_steps):
+        generator = th.Generator().manual_seed(seed)
+        heads = th.randint(n_heads, (n_steps,), generator=generator)
+        outputs = th.randn(n_steps, n_heads * n_outputs, generator=generator, requires_grad=True)
+        HeadChoice.of(heads, n_heads).outputs(outputs).sum().backward()
+        assert outputs.grad is not None
+        reached = outputs.grad.view(n_steps, n_heads, n_outputs)
+        expected = th.nn.functional.one_hot(heads, n_heads).float().unsqueeze(-1).expand_as(reached)
+        assert reached.equal(expected)
+
+
+class TestGsdeOfSeveralHeads:
+    """As SB3's distribution of the step's own head."""
+
+    heads = th.tensor([0, 2, 1, 2, 0])
+
+    def own(self, head: int, full_std: bool) -> StateDependentNoiseDistribution:
+        distribution = StateDependentNoiseDistribution(2, full_std=full_std)
+        distribution.proba_distribution_net(latent_dim=4)
+        width = 2 if full_std else 1
+        distribution.sample_weights(self.log_std[:, head * width : (head + 1) * width])
+        return distribution
+
+    @pytest.mark.parametrize("full_std", [True, False])
+    def test_each_step_is_that_of_its_head(self, full_std):
+        th.manual_seed(0)
+        width = 2 if full_std else 1
+        self.log_std, mean, latent = 0.3 * th.randn(4, 3 * width), th.randn(5, 6), th.randn(5, 4)
+        several = GroupStateDependentNoiseDistribution(3, 2, 4, full_std=full_std)
+        several.sample_weights(self.log_std)
+        several.proba_distribution(mean, self.log_std, latent).choose(HeadChoice.of(self.heads, 3))
+        actions = th.randn(5, 2)
+        for step, head in enumerate(self.heads.tolist()):
+            one, row = self.own(head, full_std), slice(step, step + 1)
+            columns = slice(2 * head, 2 * head + 2)
+            one.proba_distribution(mean[row, columns], self.log_std[:, head * width : (head + 1) * width], latent[row])
+            th.testing.assert_close(several.log_prob(actions)[row], one.log_prob(actions[row]))
+            assert several.mode()[row].equal(one.mode())
+            # the same noise matrix gives the same noise
+            one.exploration_mat = several.exploration_mat[:, columns]
+            th.testing.assert_close(several.sample()[row], one.sample())
+
+    def test_like_has_another_number_of_heads_and_the_same_shape_of_each(self):
+        one = StateDependentNoiseDistribution(2)
+        one.proba_distribution_net(latent_dim=4)
+        three = GroupStateDependentNoiseDistribution.like(one, 3)
+        five = GroupStateDependentNoiseDistribution.like(three, 5)
+        for made, n_heads in ((three, 3), (five, 5)):
+            assert (made.n_heads, made.action_dim, made.latent_sde_dim) == (n_heads, 2 * n_heads, 4)
+            assert made.get_std(th.zeros(4, 2 * n_heads)).shape == (4, 2 * n_heads)
 
 
 class TestCategoricalSamples:

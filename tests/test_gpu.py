@@ -35,8 +35,9 @@ def make_model(device: str, **kwargs: Any) -> GRPO:
 
 
 def tensors(model: Any) -> dict[str, th.Tensor]:
-    """Everything the policy keeps, on the CPU."""
-    return {name: value.cpu().clone() for name, value in model.policy.state_dict().items()}
+    """Everything that the policy keeps and that training goes on with, on the CPU."""
+    state = model.training_state() if isinstance(model, GRPO) else {}
+    return {name: value.cpu().clone() for name, value in {**model.policy.state_dict(), **state}.items()}
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"router": "random", "router_kwargs": None, "normalize_advantage": True}])
@@ -46,6 +47,7 @@ def test_trains_where_it_is_told(device, kwargs):
     model.learn(3 * 256)
     assert {value.device.type for value in model.policy.parameters()} == {device}
     assert {value.device.type for value in model.policy.buffers()} == {device}
+    assert {value.device.type for value in model.training_state().values()} == {device}
     after = tensors(model)
     changed = [name for name, _ in model.policy.named_parameters() if not th.equal(after[name], before[name])]
     # the network that all groups share, and their heads
@@ -117,8 +119,9 @@ def test_groups_merge_and_split(device):
     model.learn(256, reset_num_timesteps=False)
     assert [record.cells for record in model.groups] == [[0], [2], [3], [1]]
     # they began alike and have learnt different things since
-    heads = model.policy.action_net.weight.reshape(5, 2, -1)
-    assert not th.equal(heads[0], heads[4])
+    assert model.policy.grouping.heads == [0, 2, 3, 4]
+    heads = model.policy.action_net.weight.reshape(4, 2, -1)
+    assert not th.equal(heads[0], heads[3])
 
 
 def test_regrouping_by_itself(device):

@@ -513,7 +513,7 @@ class TestObserve:
         """Call the policy in the middle of a rollout."""
 
         def _on_step(self) -> bool:
-            self.model.policy(th.zeros(N_ENVS, *self.model.observation_space.shape))
+            self.model.policy(th.as_tensor(np.stack([self.model.observation_space.sample()] * N_ENVS)))
             return True
 
     @pytest.mark.parametrize("options", [dict(), GSDE, dict(n_groups=1)], ids=["cartpole", "gsde", "one group"])

@@ -17,18 +17,20 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_envs import CountingEnv
 from tiny_policies import make_scrambled_policy
+from trained_tensors import assert_close
 
 from sb3_grpo import GRPO, MlpPolicy
-from sb3_grpo.buffers import GroupRolloutBufferSamples
+from sb3_grpo.buffers import Rollout
 from sb3_grpo.envs.cartpole import FOUR_TASKS
-from sb3_grpo.heads import merge_heads
-from sb3_grpo.policies import VALUE_HALF_LIFE
+from sb3_grpo.heads import average_heads
+from sb3_grpo.objective import PPOObjective
 from sb3_grpo.regroup_plan import Merge, Split
-from sb3_grpo.update import CompiledUpdate, EagerUpdate, FlatUpdate
+from sb3_grpo.update import FlatStepper, OptimizerStepper, make_eager_update
+from sb3_grpo.value_scale import HALF_LIFE, ValueScale
 
 N_CELLS = N_HEADS = 4
-# One head is in reserve
 CELL_TO_GROUP = [0, 1, 2, 2]
+FOUR_GROUPS = [0, 1, 2, 3]
 UNITS = [0.5, 20.0, 3.0, 7.0]
 POLICIES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
     "discrete": (spaces.Discrete(4), {}),
@@ -37,15 +39,23 @@ POLICIES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
 }
 
 
-def make_policy(name: str = "discrete", cell_to_group: Sequence[int] = CELL_TO_GROUP, scales: bool = True) -> MlpPolicy:
-    """All heads different, in different units."""
+def make_policy(
+    name: str = "discrete", cell_to_group: Sequence[int] = CELL_TO_GROUP, scales: bool = True, all_heads: bool = False
+) -> MlpPolicy:
+    """All heads different, in different units: those of groups in use only, or of all groups that there can be."""
     action_space, kwargs = POLICIES[name]
+    kwargs = dict(kwargs, n_groups=N_CELLS, scale_values=scales, all_heads=all_heads)
     policy = make_scrambled_policy(action_space, N_CELLS, net_arch=[8], **kwargs)
-    policy.grouping.cell_to_group.copy_(th.tensor(cell_to_group))
-    policy.note_groups()
-    policy.value_scale.copy_(th.tensor(UNITS))
-    policy.scales_values = scales
+    if policy.value_scale is not None:
+        policy.value_scale.scale.copy_(th.tensor(UNITS))
+    policy.grouping.assign(cell_to_group)
+    policy.take_heads(policy.grouping.heads)
     return policy
+
+
+def scale_of(policy: MlpPolicy) -> ValueScale:
+    assert policy.value_scale is not None
+    return policy.value_scale
 
 
 def make_obs(n: int = 40) -> th.Tensor:
@@ -53,8 +63,15 @@ def make_obs(n: int = 40) -> th.Tensor:
     return th.cat([th.randn(n, 2, generator=generator), th.eye(N_CELLS)[th.arange(n) % N_CELLS]], dim=1)
 
 
-def groups_of(policy: MlpPolicy) -> np.ndarray:
-    return policy.groups(make_obs()).numpy()
+def heads_of(policy: MlpPolicy) -> np.ndarray:
+    return policy.grouping.heads_at(make_obs()).numpy()
+
+
+def own_scale(policy: MlpPolicy) -> th.Tensor:
+    """
+    :return: scale of each observation, shape ``(n, 1)``
+    """
+    return scale_of(policy).at(policy.grouping.heads_at(make_obs())).clone().unsqueeze(1)
 
 
 class Behaviour(NamedTuple):
@@ -76,18 +93,22 @@ def double(tensor: th.Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
 
 
-def outputs_by_hand(policy: MlpPolicy, obs: th.Tensor, groups: np.ndarray) -> np.ndarray:
+def outputs_by_hand(policy: MlpPolicy, obs: th.Tensor, heads: np.ndarray) -> np.ndarray:
     """
-    :return: outputs of the value heads of these groups, in their units
+    :return: outputs of these value heads, in their units
     """
     layer, head = policy.mlp_extractor.value_net[0], policy.value_net
     assert isinstance(layer, th.nn.Linear)
     latent = np.tanh(double(obs) @ double(layer.weight).T + double(layer.bias))
-    return (latent * double(head.weight)[groups]).sum(axis=1) + double(head.bias)[groups]
+    return (latent * double(head.weight)[heads]).sum(axis=1) + double(head.bias)[heads]
 
 
-def values_by_hand(policy: MlpPolicy, groups: np.ndarray) -> np.ndarray:
-    return outputs_by_hand(policy, make_obs(), groups) * double(policy.value_scale)[groups]
+def values_by_hand(policy: MlpPolicy, heads: np.ndarray) -> np.ndarray:
+    return outputs_by_hand(policy, make_obs(), heads) * double(scale_of(policy).scale)[heads]
+
+
+def all_of(head: int) -> np.ndarray:
+    return np.full(len(make_obs()), head)
 
 
 def parameters_but_value_heads(policy: MlpPolicy) -> dict[str, th.Tensor]:
@@ -101,33 +122,89 @@ def assert_same(actual: dict[str, th.Tensor], expected: dict[str, th.Tensor]) ->
 
 
 class TestValues:
+    @pytest.mark.parametrize("all_heads", [False, True])
     @pytest.mark.parametrize("name", list(POLICIES))
-    def test_are_outputs_times_units(self, name):
-        policy = make_policy(name)
-        expected = values_by_hand(policy, groups_of(policy))
+    def test_are_outputs_times_units(self, name, all_heads):
+        policy = make_policy(name, all_heads=all_heads)
+        assert policy.n_heads == (4 if all_heads else 3)
+        expected = values_by_hand(policy, heads_of(policy))
         for values in behaviour(policy).values:
             np.testing.assert_allclose(values.numpy().ravel(), expected, rtol=1e-5, atol=1e-5)
 
     def test_of_the_only_group(self):
         policy = make_policy(cell_to_group=[1] * N_CELLS)
-        assert policy.only_group == 1
-        expected = values_by_hand(policy, np.ones(len(make_obs()), dtype=int))
+        assert policy.grouping.heads == [1]
+        assert scale_of(policy).scale.tolist() == [UNITS[1]]
+        expected = values_by_hand(policy, all_of(0))
         for values in behaviour(policy).values:
             np.testing.assert_allclose(values.numpy().ravel(), expected, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("cell_to_group", [CELL_TO_GROUP, [1] * N_CELLS])
     def test_without_units_are_outputs(self, cell_to_group):
         policy = make_policy(cell_to_group=cell_to_group, scales=False)
+        assert policy.value_scale is None
         before = behaviour(policy)
         np.testing.assert_allclose(
-            before.values[0].numpy().ravel(), outputs_by_hand(policy, make_obs(), groups_of(policy)), rtol=1e-5, atol=1e-6
+            before.values[0].numpy().ravel(), outputs_by_hand(policy, make_obs(), heads_of(policy)), rtol=1e-5, atol=1e-6
         )
-        policy.value_scale.fill_(1.0)
-        th.testing.assert_close(behaviour(policy), before, rtol=0, atol=0)
+        scaled = make_policy(cell_to_group=cell_to_group)
+        scale_of(scaled).scale.fill_(1.0)
+        th.testing.assert_close(behaviour(scaled), before, rtol=0, atol=0)
 
     def test_everything_else_knows_no_units(self):
         policy, without = make_policy(), make_policy(scales=False)
         th.testing.assert_close(behaviour(policy).others, behaviour(without).others, rtol=0, atol=0)
+
+
+class TestValueScale:
+    """The object alone, by hand."""
+
+    def test_begins_with_one_and_without_steps(self):
+        scale = ValueScale(3)
+        assert scale.scale.tolist() == [1, 1, 1]
+        assert scale.count.tolist() == [0, 0, 0]
+        # predicting needs the scale only
+        assert list(scale.state_dict()) == ["scale"]
+
+    def test_normalize(self):
+        scale = ValueScale(3)
+        scale.scale.copy_(th.tensor([0.5, 2.0, 8.0]))
+        heads = th.tensor([2, 0, 0, 1])
+        assert scale.at(heads).tolist() == [8, 0.5, 0.5, 2]
+        assert scale.normalize(th.tensor([8.0, 1.0, -3.0, 1.0]), heads).tolist() == [1, 2, -6, 0.5]
+
+    def test_rescale(self):
+        scale, layer = ValueScale(3), th.nn.Linear(2, 3)
+        layer.weight.data = th.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+        layer.bias.data = th.tensor([7.0, 8.0, 9.0])
+        scale.rescale(layer, th.tensor([2, 0]), th.tensor([0.5, 4.0]))
+        assert scale.scale.tolist() == [4, 1, 0.5]
+        assert layer.weight.tolist() == [[0.25, 0.5], [3, 4], [10, 12]]
+        assert layer.bias.tolist() == [1.75, 8, 18]
+
+    def test_unify(self):
+        scale, layer = ValueScale(3), th.nn.Linear(1, 3)
+        layer.weight.data, layer.bias.data = th.tensor([[1.0], [1.0], [1.0]]), th.tensor([1.0, 1.0, 1.0])
+        scale.scale.copy_(th.tensor([1.0, 5.0, 7.0]))
+        scale.count.copy_(th.tensor([10.0, 20.0, 30.0]))
+        # 1/4 * 49 + 3/4 * 1 = 13
+        scale.unify(layer, 2, 0, 0.25)
+        np.testing.assert_allclose(scale.scale, [math.sqrt(13), 5, math.sqrt(13)], rtol=1e-6)
+        np.testing.assert_allclose(layer.bias.detach(), [1 / math.sqrt(13), 1, 7 / math.sqrt(13)], rtol=1e-6)
+        assert scale.count.tolist() == [10, 20, 40]
+
+    @pytest.mark.parametrize("sources", [[2, 2, 0], [1], [0, 1, 2, 1, 1], [0, 1, 2]])
+    def test_take(self, sources):
+        scale, before = ValueScale(3), (th.tensor([1.0, 5.0, 7.0]), th.tensor([10.0, 20.0, 30.0]))
+        scale.scale.copy_(before[0])
+        scale.count.copy_(before[1])
+        kept = scale.scale
+        scale.take(sources)
+        assert scale.scale.tolist() == before[0][sources].tolist()
+        assert scale.count.tolist() == before[1][sources].tolist()
+        # a compiled function, whose number of heads never changes, refers to the tensor
+        assert (scale.scale is kept) == (len(sources) == 3)
+        assert dict(scale.named_buffers()).keys() == {"scale", "count"}
 
 
 UNIT = st.floats(1e-4, 1e4)
@@ -137,28 +214,29 @@ class TestRescaling:
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(
         name=st.sampled_from(list(POLICIES)),
-        cell_to_group=st.sampled_from([CELL_TO_GROUP, [0, 1, 2, 3], [1] * N_CELLS, [3] * N_CELLS]),
-        units=st.dictionaries(st.integers(0, N_HEADS - 1), UNIT, min_size=1),
+        cell_to_group=st.sampled_from([CELL_TO_GROUP, FOUR_GROUPS, [1] * N_CELLS, [3] * N_CELLS]),
+        drawn=st.dictionaries(st.integers(0, N_HEADS - 1), UNIT, min_size=1),
     )
-    def test_changes_units_of_the_named_heads_and_no_value(self, name, cell_to_group, units):
+    def test_changes_units_of_the_named_heads_and_no_value(self, name, cell_to_group, drawn):
         policy = make_policy(name, cell_to_group)
-        before, others = behaviour(policy), parameters_but_value_heads(policy)
-        scale, weight, bias = (t.detach().clone() for t in (policy.value_scale, *policy.value_net.parameters()))
-        policy.rescale_values(th.tensor(list(units)), th.tensor(list(units.values())))
+        units = {head % policy.n_heads: unit for head, unit in drawn.items()}
+        before, others, own = behaviour(policy), parameters_but_value_heads(policy), own_scale(policy)
+        value_scale = scale_of(policy)
+        scale, weight, bias = (t.detach().clone() for t in (value_scale.scale, *policy.value_net.parameters()))
+        value_scale.rescale(policy.value_net, th.tensor(list(units)), th.tensor(list(units.values())))
         after = behaviour(policy)
-        own = scale[policy.groups(make_obs())].unsqueeze(1)
         for actual, expected in zip(after.values, before.values, strict=True):
             th.testing.assert_close(actual / own, expected / own, rtol=1e-5, atol=1e-6)
         th.testing.assert_close(after.others, before.others, rtol=0, atol=0)
         assert_same(parameters_but_value_heads(policy), others)
-        for head in range(N_HEADS):
+        for head in range(policy.n_heads):
             if head in units:
-                assert policy.value_scale[head].item() == pytest.approx(units[head])
+                assert value_scale.scale[head].item() == pytest.approx(units[head])
                 factor = scale[head].item() / units[head]
                 th.testing.assert_close(policy.value_net.weight[head], factor * weight[head])
                 th.testing.assert_close(policy.value_net.bias[head], factor * bias[head])
             else:
-                assert policy.value_scale[head] == scale[head]
+                assert value_scale.scale[head] == scale[head]
                 assert policy.value_net.weight[head].equal(weight[head])
                 assert policy.value_net.bias[head].equal(bias[head])
 
@@ -166,21 +244,21 @@ class TestRescaling:
         """Control: a unit that changes without its head changes the values of its group, and of no other."""
         policy = make_policy()
         (before, *_), _ = behaviour(policy)
-        policy.value_scale[1] *= 3
+        scale_of(policy).scale[1] *= 3
         factor = th.where(policy.groups(make_obs()) == 1, 3.0, 1.0).unsqueeze(1)
         th.testing.assert_close(behaviour(policy).values[0], factor * before)
 
     def test_leaves_the_optimizer_alone(self):
         policy = make_policy()
         before = copy.deepcopy(policy.optimizer.state_dict())
-        policy.rescale_values(th.tensor([0, 2]), th.tensor([5.0, 6.0]))
+        scale_of(policy).rescale(policy.value_net, th.tensor([0, 2]), th.tensor([5.0, 6.0]))
         for index, state in policy.optimizer.state_dict()["state"].items():
             assert_same(state, before["state"][index])
 
 
 def learn_all(policy: MlpPolicy, rollouts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    for returns, groups in rollouts:
-        policy.learn_value_scale(returns.astype(np.float32), groups)
+    for returns, heads in rollouts:
+        scale_of(policy).update(returns.astype(np.float32), heads, policy.value_net)
 
 
 def rms(returns: np.ndarray) -> float:
@@ -202,73 +280,75 @@ def rollouts(draw: st.DrawFn) -> list[tuple[np.ndarray, np.ndarray]]:
 
 class TestLearning:
     def test_first_rollout_gives_the_root_mean_square(self):
-        policy = make_policy()
+        policy = make_policy(cell_to_group=FOUR_GROUPS)
         returns, groups = np.array([3.0, -4.0, 0.5, 1000.0]), np.array([0, 0, 1, 2])
         learn_all(policy, [(returns, groups)])
-        np.testing.assert_allclose(policy.value_scale, [math.sqrt(12.5), 0.5, 1000.0, UNITS[3]], rtol=1e-6)
-        assert policy.value_steps.tolist() == [2, 1, 1, 0]
+        np.testing.assert_allclose(scale_of(policy).scale, [math.sqrt(12.5), 0.5, 1000.0, UNITS[3]], rtol=1e-6)
+        assert scale_of(policy).count.tolist() == [2, 1, 1, 0]
 
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(made=rollouts())
     def test_all_steps_count_alike_until_there_are_many(self, made):
-        assert sum(len(returns) for returns, _ in made) < VALUE_HALF_LIFE / math.log(2)
-        policy = make_policy()
+        assert sum(len(returns) for returns, _ in made) < HALF_LIFE / math.log(2)
+        policy = make_policy(cell_to_group=FOUR_GROUPS)
         learn_all(policy, made)
         returns, groups = (np.concatenate(column) for column in zip(*made, strict=True))
         for group in range(N_HEADS):
             own = returns[groups == group]
-            assert policy.value_steps[group] == len(own)
+            assert scale_of(policy).count[group] == len(own)
             expected = rms(own) if len(own) else UNITS[group]
-            assert policy.value_scale[group].item() == pytest.approx(expected, rel=1e-5)
+            assert scale_of(policy).scale[group].item() == pytest.approx(expected, rel=1e-5)
 
     @pytest.mark.parametrize("length", [10, 500, 5000, 40_000])
     def test_what_is_old_counts_half_after_the_half_life(self, length):
         """However the steps are divided into rollouts."""
-        policy, old, new = make_policy(), 3.0, 50.0
+        policy, old, new = make_policy(cell_to_group=FOUR_GROUPS), 3.0, 50.0
         learn_all(policy, [(np.full(100_000, old), np.zeros(100_000, dtype=int))])
-        for n in range(length, 2 * VALUE_HALF_LIFE + 1, length):
+        for n in range(length, 2 * HALF_LIFE + 1, length):
             learn_all(policy, [(np.full(length, -new), np.zeros(length, dtype=int))])
-            left = 0.5 ** (n / VALUE_HALF_LIFE)
-            assert policy.value_scale[0].item() == pytest.approx(math.sqrt(left * old**2 + (1 - left) * new**2), rel=2e-4)
+            left = 0.5 ** (n / HALF_LIFE)
+            assert scale_of(policy).scale[0].item() == pytest.approx(math.sqrt(left * old**2 + (1 - left) * new**2), rel=2e-4)
 
     # n / (7213 + n) is about 1 - 0.5 ** (n / 5000)
     @pytest.mark.parametrize(("known", "rate"), [(900, 0.1), (7000, 100 / 7100), (7300, 0.013767), (10**6, 0.013767)])
     def test_the_larger_rate_counts(self, known, rate):
-        assert VALUE_HALF_LIFE == 5000
-        policy = make_policy()
-        policy.value_steps[2] = known
+        assert HALF_LIFE == 5000
+        policy = make_policy(cell_to_group=FOUR_GROUPS)
+        scale_of(policy).count[2] = known
         learn_all(policy, [(np.full(100, 11.0), np.full(100, 2))])
-        assert policy.value_scale[2].item() ** 2 == pytest.approx((1 - rate) * UNITS[2] ** 2 + rate * 11.0**2, rel=1e-5)
-        assert policy.value_steps.tolist() == [0, 0, known + 100, 0]
+        assert scale_of(policy).scale[2].item() ** 2 == pytest.approx((1 - rate) * UNITS[2] ** 2 + rate * 11.0**2, rel=1e-5)
+        assert scale_of(policy).count.tolist() == [0, 0, known + 100, 0]
 
     @settings(max_examples=20, deadline=None, derandomize=True)
     @given(made=rollouts(), cell_to_group=st.sampled_from([CELL_TO_GROUP, [1] * N_CELLS]))
     def test_changes_no_value_and_no_group_without_a_step(self, made, cell_to_group):
         policy = make_policy(cell_to_group=cell_to_group)
-        before, others = behaviour(policy), parameters_but_value_heads(policy)
-        scale, weight, bias = (t.detach().clone() for t in (policy.value_scale, *policy.value_net.parameters()))
+        made = [(returns, heads % policy.n_heads) for returns, heads in made]
+        before, others, own = behaviour(policy), parameters_but_value_heads(policy), own_scale(policy)
+        scale, weight, bias = (t.detach().clone() for t in (scale_of(policy).scale, *policy.value_net.parameters()))
         learn_all(policy, made)
-        own = scale[policy.groups(make_obs())].unsqueeze(1)
         for actual, expected in zip(behaviour(policy).values, before.values, strict=True):
             th.testing.assert_close(actual / own, expected / own, rtol=1e-5, atol=1e-6)
         assert_same(parameters_but_value_heads(policy), others)
-        absent = sorted(set(range(N_HEADS)) - set(np.concatenate([groups for _, groups in made]).tolist()))
-        for actual, expected in zip((policy.value_scale, *policy.value_net.parameters()), (scale, weight, bias), strict=True):
+        absent = sorted(set(range(policy.n_heads)) - set(np.concatenate([heads for _, heads in made]).tolist()))
+        for actual, expected in zip(
+            (scale_of(policy).scale, *policy.value_net.parameters()), (scale, weight, bias), strict=True
+        ):
             assert actual[absent].equal(expected[absent])
-        assert policy.value_steps[absent].tolist() == [0] * len(absent)
+        assert scale_of(policy).count[absent].tolist() == [0] * len(absent)
 
     def test_returns_of_zero(self):
         policy, group = make_policy(), np.ones(50, dtype=int)
-        before, own = behaviour(policy), policy.value_scale[policy.groups(make_obs())].unsqueeze(1)
+        before, own = behaviour(policy), own_scale(policy)
         for _ in range(3):
             learn_all(policy, [(np.zeros(50), group)])
-            assert policy.value_scale.gt(0).all()
+            assert scale_of(policy).scale.gt(0).all()
             assert all(tensor.isfinite().all() for tensor in policy.state_dict().values())
             for actual, expected in zip(behaviour(policy).values, before.values, strict=True):
                 th.testing.assert_close(actual / own, expected / own, rtol=1e-5, atol=1e-6)
         # and then it gets some
         learn_all(policy, [(np.full(50, 8.0), group)])
-        assert policy.value_scale[1].item() == pytest.approx(4.0)
+        assert scale_of(policy).scale[1].item() == pytest.approx(4.0)
         for actual, expected in zip(behaviour(policy).values, before.values, strict=True):
             th.testing.assert_close(actual / own, expected / own, rtol=1e-5, atol=1e-6)
 
@@ -334,9 +414,9 @@ def test_training_learns_the_scale_of_its_returns(name, n_groups):
     returns = np.concatenate([first_returns, *seen.returns])
     groups = np.concatenate([first_tasks, *seen.tasks]) if n_groups > 1 else np.zeros(len(returns), dtype=int)
     assert len(returns) == 8 * ROLLOUT
-    assert model.policy.value_steps.tolist() == np.bincount(groups, minlength=n_groups).tolist()
+    assert scale_of(model.policy).count.tolist() == np.bincount(groups, minlength=n_groups).tolist()
     expected = [rms(returns[groups == group]) for group in range(n_groups)]
-    np.testing.assert_allclose(model.policy.value_scale, expected, rtol=1e-5)
+    np.testing.assert_allclose(scale_of(model.policy).scale, expected, rtol=1e-5)
 
 
 UPDATES = 16
@@ -350,7 +430,7 @@ def trained(scales: tuple[float, ...], name: str = "CartPole", off: bool = False
     model = make_model(scales, name, **kwargs)
     if off:
         # all units stay 1
-        model.policy.learn_value_scale = lambda *_: None  # type: ignore[method-assign]  # the test's own
+        scale_of(model.policy).update = lambda *_: None  # type: ignore[method-assign]  # the test's own
     return model.learn(UPDATES * ROLLOUT)
 
 
@@ -379,7 +459,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "four groups": dict(),
     "clipped values": dict(clip_range_vf=0.01),
     "one group": dict(n_groups=1),
-    "one group of four heads": dict(n_groups=1, max_groups=4),
+    "one group of four": dict(n_groups=1, max_groups=4),
 }
 
 
@@ -411,8 +491,8 @@ class TestScaleOfRewards:
         scaled, plain = trained((scale,) * N_CELLS, **options), trained(EQUAL, **options)
         assert distance(scaled, plain) == 0
         np.testing.assert_array_equal(values_of(scaled), scale * values_of(plain))
-        seen = plain.policy.value_steps > 0
-        assert scaled.policy.value_scale[seen].equal(scale * plain.policy.value_scale[seen])
+        assert scale_of(plain.policy).count.gt(0).all()
+        assert scale_of(scaled.policy).scale.equal(scale * scale_of(plain.policy).scale)
 
     @pytest.mark.parametrize("options", [OPTIONS["four groups"], OPTIONS["clipped values"]])
     @pytest.mark.parametrize("scales", [MIXED, (1e4, 1.0, 0.01, 30.0)])
@@ -456,8 +536,8 @@ def test_training_where_a_task_pays_nothing(pay):
     model.learn(640)
     policy = model.policy
     assert all(tensor.isfinite().all() for tensor in policy.state_dict().values())
-    assert policy.value_scale.gt(0).all()
-    assert policy.value_steps.gt(0).all()
+    assert scale_of(policy).scale.gt(0).all()
+    assert scale_of(policy).count.gt(0).all()
     with th.no_grad():
         values = policy.predict_values(th.tensor([[0.1, 1.0, 0.0]])).item()
     assert values == 0
@@ -474,44 +554,46 @@ class TestMerge:
         pair=st.permutations([0, 1, 2]),
         share=st.floats(0, 1),
         units=st.tuples(UNIT, UNIT),
+        all_heads=st.booleans(),
     )
-    def test_value_is_the_average_of_both_heads_values(self, name, pair, share, units):
-        policy, (keep, gone, other) = make_policy(name), pair
-        policy.value_scale[[keep, gone]] = th.tensor(units)
-        policy.value_steps.copy_(th.tensor([100.0, 30.0, 7.0, 0.0]))
-        groups, steps, scale = groups_of(policy), policy.value_steps.tolist(), policy.value_scale.clone()
+    def test_value_is_the_average_of_both_heads_values(self, name, pair, share, units, all_heads):
+        policy, (keep, dropped, other) = make_policy(name, all_heads=all_heads), pair
+        value_scale = scale_of(policy)
+        value_scale.scale[[keep, dropped]] = th.tensor(units)
+        value_scale.count.copy_(th.tensor([100.0, 30.0, 7.0, 0.0])[: policy.n_heads])
+        heads, count, scale = heads_of(policy), value_scale.count.tolist(), value_scale.scale.clone()
         before = behaviour(policy).values
-        each = [values_by_hand(policy, np.full(len(groups), head)) for head in (keep, gone)]
+        each = [values_by_hand(policy, all_of(head)) for head in (keep, dropped)]
         expected = share * each[0] + (1 - share) * each[1]
-        policy.regroup(Merge(keep, gone, share, 0.0))
-        unit = pooled(share, *units)
-        assert policy.value_scale[keep].item() == pytest.approx(unit, rel=1e-5)
-        assert policy.value_steps[keep] == steps[keep] + steps[gone]
-        for head in (other, 3):
-            assert (policy.value_scale[head], policy.value_steps[head]) == (scale[head], steps[head])
-        merged = groups != other
+        policy.regroup(Merge(keep, dropped, share, 0.0))
+        unit, place = pooled(share, *units), policy.grouping.heads.index
+        assert policy.grouping.heads == ([0, 1, 2, 3] if all_heads else sorted({0, 1, 2} - {dropped}))
+        assert value_scale.scale[place(keep)].item() == pytest.approx(unit, rel=1e-5)
+        assert value_scale.count[place(keep)] == count[keep] + count[dropped]
+        for head in (other, 3) if all_heads else (other,):
+            assert (value_scale.scale[place(head)], value_scale.count[place(head)]) == (scale[head], count[head])
+        merged = heads != other
         for actual, old in zip(behaviour(policy).values, before, strict=True):
             values = actual.numpy().ravel()
             np.testing.assert_allclose(values[merged] / unit, expected[merged] / unit, rtol=1e-5, atol=1e-5)
-            assert actual[~merged].equal(old[~merged])
+            th.testing.assert_close(actual[~merged], old[~merged], rtol=1e-6, atol=1e-6)
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
     def test_of_the_last_two_groups(self, share):
         policy = make_policy(cell_to_group=[0, 1, 1, 0])
-        everywhere = np.zeros(len(make_obs()), dtype=int)
-        expected = share * values_by_hand(policy, everywhere + 1) + (1 - share) * values_by_hand(policy, everywhere)
+        expected = share * values_by_hand(policy, all_of(1)) + (1 - share) * values_by_hand(policy, all_of(0))
         policy.regroup(Merge(1, 0, share, 0.0))
-        assert policy.only_group == 1
+        assert policy.grouping.heads == [1]
         for values in behaviour(policy).values:
             np.testing.assert_allclose(values.numpy().ravel(), expected, rtol=1e-4, atol=1e-4)
 
     def test_heads_without_a_common_unit_have_another_average(self):
         """Control: the average of weights is that of values only where the units are the same."""
-        policy, groups = make_policy(), np.zeros(len(make_obs()), dtype=int)
-        expected = 0.5 * values_by_hand(policy, groups) + 0.5 * values_by_hand(policy, groups + 1)
-        merge_heads(policy, 0, 1, 0.5, N_HEADS)
-        policy.value_scale[0] = pooled(0.5, *UNITS[:2])
-        error = np.abs(values_by_hand(policy, groups) - expected)
+        policy = make_policy()
+        expected = 0.5 * values_by_hand(policy, all_of(0)) + 0.5 * values_by_hand(policy, all_of(1))
+        average_heads(policy, policy.n_heads, 0, 1, 0.5)
+        scale_of(policy).scale[0] = pooled(0.5, *UNITS[:2])
+        error = np.abs(values_by_hand(policy, all_of(0)) - expected)
         assert np.median(error) > 1
 
     def test_unit_is_that_of_all_steps(self):
@@ -522,50 +604,52 @@ class TestMerge:
         learn_all(policy, [(returns, groups)])
         n_both = (groups != 2).sum()
         policy.regroup(Merge(1, 0, float((groups == 1).sum() / n_both), 0.0))
-        assert policy.value_scale[1].item() == pytest.approx(rms(returns[groups != 2]), rel=1e-5)
-        assert policy.value_steps[1] == n_both
+        assert policy.grouping.heads == [1, 2]
+        assert scale_of(policy).scale[0].item() == pytest.approx(rms(returns[groups != 2]), rel=1e-5)
+        assert scale_of(policy).count[0] == n_both
 
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(share=st.floats(0, 1), unit=st.sampled_from([1.0, 20.0]))
     def test_of_heads_with_the_same_unit_does_not_change_it(self, share, unit):
         policy = make_policy()
-        policy.value_scale.fill_(unit)
+        scale_of(policy).scale.fill_(unit)
         policy.regroup(Merge(0, 1, share, 0.0))
+        np.testing.assert_allclose(scale_of(policy).scale, [unit] * 2, rtol=1e-6)
         if unit == 1:
-            # where there are no units none may come in
-            assert policy.value_scale.tolist() == [1.0] * N_HEADS
-        np.testing.assert_allclose(policy.value_scale, unit, rtol=1e-6)
+            # what has not been scaled is not scaled by a merge, to the last bit
+            assert scale_of(policy).scale.tolist() == [1.0] * 2
 
 
 class TestSplit:
+    @pytest.mark.parametrize("all_heads", [False, True])
     @pytest.mark.parametrize("name", list(POLICIES))
-    def test_copies_the_unit_and_changes_no_value(self, name):
-        policy = make_policy(name)
-        policy.value_steps.copy_(th.tensor([100.0, 30.0, 7.0, 0.0]))
+    def test_copies_the_unit_and_changes_no_value(self, name, all_heads):
+        policy = make_policy(name, all_heads=all_heads)
+        scale_of(policy).count.copy_(th.tensor([100.0, 30.0, 7.0, 0.0])[: policy.n_heads])
         before = behaviour(policy)
         policy.regroup(Split(2, 3, [3], 1.0))
-        assert policy.grouping.active == [0, 1, 2, 3]
-        assert policy.value_scale.tolist() == [*UNITS[:3], UNITS[2]]
-        assert policy.value_steps.tolist() == [100, 30, 7, 7]
-        th.testing.assert_close(behaviour(policy), before, rtol=0, atol=0)
+        assert policy.grouping.active == policy.grouping.heads == [0, 1, 2, 3]
+        assert scale_of(policy).scale.tolist() == [*UNITS[:3], UNITS[2]]
+        assert scale_of(policy).count.tolist() == [100, 30, 7, 7]
+        th.testing.assert_close(behaviour(policy), before, rtol=1e-6, atol=1e-6)
 
     def test_of_the_only_group(self):
         policy = make_policy(cell_to_group=[1] * N_CELLS)
-        policy.value_steps[1] = 5
+        scale_of(policy).count[0] = 5
         before = behaviour(policy)
         policy.regroup(Split(1, 0, [2, 3], 1.0))
-        assert policy.only_group is None
-        assert policy.value_scale.tolist() == [UNITS[1], *UNITS[1:]]
-        assert policy.value_steps.tolist() == [5, 5, 0, 0]
+        assert policy.grouping.heads == [0, 1]
+        assert scale_of(policy).scale.tolist() == [UNITS[1]] * 2
+        assert scale_of(policy).count.tolist() == [5, 5]
         th.testing.assert_close(behaviour(policy), before, rtol=1e-5, atol=1e-5)
 
     def test_lets_units_go_their_own_ways(self):
         policy = make_policy()
-        policy.value_steps[2] = 100
+        scale_of(policy).count[2] = 100
         policy.regroup(Split(2, 3, [3], 1.0))
         learn_all(policy, [(np.full(100, 30.0), np.full(100, 3))])
         expected = math.sqrt((UNITS[2] ** 2 + 30.0**2) / 2)
-        np.testing.assert_allclose(policy.value_scale, [*UNITS[:3], expected], rtol=1e-6)
+        np.testing.assert_allclose(scale_of(policy).scale, [*UNITS[:3], expected], rtol=1e-6)
 
 
 def regrouped(scales: Sequence[float] = MIXED, **kwargs: Any) -> GRPO:
@@ -599,13 +683,12 @@ class TestSaving:
     def test_keeps_units_and_values(self, saved):
         model, load = saved
         loaded = load()
-        assert loaded.policy.scales_values
-        for name in ("value_scale", "value_steps"):
-            assert getattr(loaded.policy, name).equal(getattr(model.policy, name))
-        assert len(set(model.policy.value_scale.tolist())) == 5
+        for name in ("scale", "count"):
+            assert getattr(scale_of(loaded.policy), name).equal(getattr(scale_of(model.policy), name))
+        assert len(set(scale_of(model.policy).scale.tolist())) == 3
         np.testing.assert_array_equal(values_of(loaded), values_of(model))
         # control: they are not known without their units
-        loaded.policy.value_scale.fill_(1.0)
+        scale_of(loaded.policy).scale.fill_(1.0)
         assert np.abs(values_of(loaded) - values_of(model)).max() > 1
 
     @pytest.mark.parametrize("normalize_advantage", [True, False])
@@ -614,8 +697,8 @@ class TestSaving:
         loaded = load(normalize_advantage=normalize_advantage, env=make_env(MIXED))
         np.testing.assert_array_equal(values_of(loaded), values_of(model))
         loaded.learn(2 * ROLLOUT, reset_num_timesteps=False)
-        assert loaded.policy.value_scale.equal(model.policy.value_scale)
-        assert loaded.policy.value_steps.equal(model.policy.value_steps)
+        assert scale_of(loaded.policy).scale.equal(scale_of(model.policy).scale)
+        assert scale_of(loaded.policy).count.equal(scale_of(model.policy).count)
         assert not np.array_equal(values_of(loaded), values_of(model))
 
     def test_units_are_learnt_after_training_without_them(self, tmp_path):
@@ -628,7 +711,7 @@ class TestSaving:
         for task in range(N_CELLS):
             own = returns[tasks == task]
             expected = rms(own) if len(own) else 1.0
-            assert loaded.policy.value_scale[task].item() == pytest.approx(expected, rel=1e-5)
+            assert scale_of(loaded.policy).scale[task].item() == pytest.approx(expected, rel=1e-5)
 
     def test_policy_alone_has_its_units(self, saved, tmp_path):
         model, _ = saved
@@ -650,7 +733,7 @@ class TestSaving:
         continued, resumed = models
         assert_same(dict(resumed.policy.state_dict()), dict(continued.policy.state_dict()))
         assert_same(optimizer_tensors(resumed), optimizer_tensors(continued))
-        assert not continued.policy.value_scale.equal(before["value_scale"])
+        assert not scale_of(continued.policy).scale.equal(before["value_scale.scale"])
 
     def test_parameters_carry_their_units(self, saved):
         model, _ = saved
@@ -658,84 +741,96 @@ class TestSaving:
         other.set_parameters(model.get_parameters())
         np.testing.assert_array_equal(values_of(other), values_of(model))
 
+    def test_parameters_without_units_predict_the_same(self, saved):
+        """Where values have no unit, heads are multiplied by that which they had."""
+        model, _ = saved
+        other = make_model(MIXED, max_groups=5, normalize_advantage=True)
+        parameters: Any = model.get_parameters()
+        other.set_parameters(parameters)
+        assert other.policy.value_scale is None
+        np.testing.assert_allclose(values_of(other), values_of(model), rtol=1e-4, atol=1e-5)
+
+    def test_parameters_that_had_no_units_predict_the_same(self):
+        model, other = make_model(normalize_advantage=True).learn(ROLLOUT), make_model().learn(2 * ROLLOUT)
+        parameters: Any = model.get_parameters()
+        other.set_parameters(parameters)
+        assert scale_of(other.policy).scale.tolist() == [1.0] * N_CELLS
+        np.testing.assert_array_equal(values_of(other), values_of(model))
+
     def test_copies_have_their_own_units(self, saved):
         model, _ = saved
         copied = copy.deepcopy(model.policy)
         model.learn(ROLLOUT, reset_num_timesteps=False)
-        assert copied.scales_values
-        assert not copied.value_scale.equal(model.policy.value_scale)
+        assert not scale_of(copied).scale.equal(scale_of(model.policy).scale)
 
 
 class TestOff:
     @pytest.mark.parametrize("normalize_advantage", [True, False])
     def test_nothing_has_a_unit(self, normalize_advantage):
         model = regrouped(normalize_advantage=normalize_advantage)
-        assert not model.policy.scales_values
-        assert model.policy.value_scale.tolist() == [1.0] * 5
-        assert model.policy.value_steps.tolist() == [0.0] * 5
+        assert model.policy.value_scale is None
+        assert not any("value_scale" in name for name in (*model.policy.state_dict(), *model.training_state()))
+        # control
+        scaled = regrouped()
+        assert "value_scale.scale" in scaled.policy.state_dict()
+        assert {"value_scale.scale", "value_scale.count"} <= scaled.training_state().keys()
 
     @pytest.mark.parametrize(("normalize_advantage", "asked"), [(True, False), (False, False), ("group", True)])
     def test_nobody_asks(self, monkeypatch, normalize_advantage, asked):
         calls = []
-        for name in ("learn_value_scale", "value_units"):
-            original: Callable[..., Any] = getattr(MlpPolicy, name)
+        for name in ("update", "normalize", "at"):
+            original: Callable[..., Any] = getattr(ValueScale, name)
 
             def spy(*args: Any, original: Callable[..., Any] = original, name: str = name) -> Any:
                 calls.append(name)
                 return original(*args)
 
-            monkeypatch.setattr(MlpPolicy, name, spy)
+            monkeypatch.setattr(ValueScale, name, spy)
         make_model(normalize_advantage=normalize_advantage).learn(2 * ROLLOUT)
-        assert set(calls) == ({"learn_value_scale", "value_units"} if asked else set())
-        assert calls.count("learn_value_scale") == (2 if asked else 0)
-
-
-def assert_close(left: GRPO, right: GRPO) -> None:
-    for (name, a), b in zip(left.policy.state_dict().items(), right.policy.state_dict().values(), strict=True):
-        if not name.startswith("probes."):
-            th.testing.assert_close(a, b, msg=name, atol=1e-5, rtol=1e-4)
-    expected = optimizer_tensors(left)
-    for name, value in optimizer_tensors(right).items():
-        th.testing.assert_close(value, expected[name], msg=name, atol=1e-3, rtol=1e-2)
+        assert set(calls) == ({"update", "normalize", "at"} if asked else set())
+        assert calls.count("update") == (2 if asked else 0)
 
 
 class TestUpdates:
     """However the update is computed."""
 
-    @pytest.mark.parametrize("kind", [FlatUpdate, CompiledUpdate])
-    def test_agree(self, kind, monkeypatch):
+    def stepper(self, model: GRPO) -> type:
+        return type(make_eager_update(model.policy, PPOObjective(0.0, 0.5, False), 0.5, None).stepper)
+
+    @pytest.mark.parametrize("kind", ["flat", "compiled"])
+    def test_agree(self, kind, monkeypatch, capsys):
         # the same function, not compiled: the test is about its logic
         monkeypatch.setattr(th, "compile", lambda function, **_: function)
         kwargs: dict[str, Any] = dict(clip_range_vf=0.2)
-        model = regrouped(**kwargs, compile=kind is CompiledUpdate)
-        assert isinstance(model._make_update(None), kind)
-        monkeypatch.setattr("sb3_grpo.grpo.takes_plain_steps", lambda policy: False)
+        model = regrouped(**kwargs, compile=kind == "compiled")
+        assert self.stepper(model) is FlatStepper
+        assert ("compiles" in capsys.readouterr().out) == (kind == "compiled")
+        monkeypatch.setattr("sb3_grpo.update.takes_plain_steps", lambda policy: False)
         eager = regrouped(**kwargs)
-        assert isinstance(eager._make_update(None), EagerUpdate)
+        assert self.stepper(eager) is OptimizerStepper
         assert_close(model, eager)
 
     def test_agree_when_one_group_is_left(self, monkeypatch):
-        """The only group is trained in the shapes of one head, or among the others."""
+        """The only group is trained in the shapes of one head, or among the others that a compiled model holds."""
+        monkeypatch.setattr(th, "compile", lambda function, **_: function)
         models = []
-        for alone in (True, False):
-            model = make_model(MIXED, n_groups=2, max_groups=2).learn(2 * ROLLOUT)
-            model.policy.exact_single_group = alone
+        for compile_ in (False, True):
+            model = make_model(MIXED, n_groups=2, max_groups=2, compile=compile_).learn(2 * ROLLOUT)
             model.policy.regroup(Merge(1, 0, 0.5, 0.0))
-            assert model.policy.only_group == (1 if alone else None)
+            assert model.policy.grouping.heads == ([0, 1] if compile_ else [1])
             model.learn(3 * ROLLOUT, reset_num_timesteps=False)
-            assert isinstance(model._make_update(None), EagerUpdate if alone else FlatUpdate)
             models.append(model)
+        assert self.stepper(models[0]) is OptimizerStepper
         np.testing.assert_allclose(values_of(models[0]), values_of(models[1]), rtol=1e-4, atol=1e-4)
         assert_close(*models)
 
     # torch's own compiler uses torch.jit, and says so
     @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-    def test_compiled_equals_flat(self):
+    def test_compiled_equals_flat(self, compiled_calls):
         """The unit changes, and what has been compiled sees it."""
         flat, compiled = (regrouped(clip_range_vf=0.2, compile=compile_) for compile_ in (False, True))
-        assert compiled._compiled_update is not None
-        assert compiled._compiled_update.works
-        assert compiled.policy._compiled_act is not None
+        # the update in all of the 8 rollouts, acting from the second on
+        assert compiled_calls == [8 * 2 * ROLLOUT // 32, 7 * N_STEPS]
         assert_close(flat, compiled)
 
 
@@ -749,43 +844,44 @@ class TestLoss:
 
     CLIP_RANGES = (None, 0.05, 0.3)
 
-    def batch(self, model: GRPO, n: int = 64) -> GroupRolloutBufferSamples:
+    def batch(self, model: GRPO, n: int = 64) -> Rollout:
         """Old values and returns near the values, at distances in units of their groups."""
         generator = th.Generator().manual_seed(1)
         bodies, tasks = th.randn(n, OBS_DIMS["CartPole"], generator=generator), th.arange(n) % N_CELLS
         obs = th.cat([bodies, th.eye(N_CELLS)[tasks]], dim=1)
         with th.no_grad():
-            values, groups = model.policy.predict_values(obs).flatten(), model.policy.groups(obs)
-        units = model.policy.value_scale[groups]
+            values, heads = model.policy.predict_values(obs).flatten(), model.policy.grouping.heads_at(obs)
+        scale = model.policy.value_scale
+        units = th.ones(n) if scale is None else scale.at(heads)
         old_values, returns = (values + size * units * th.randn(n, generator=generator) for size in (0.2, 1.0))
         zeros = th.zeros(n)
-        return GroupRolloutBufferSamples(obs, zeros, old_values, zeros, zeros, returns, groups, th.ones(n))
+        return Rollout(obs, zeros, old_values, zeros, zeros, returns, heads, th.ones(n))
 
     def loss_by_hand(
-        self, model: GRPO, batch: GroupRolloutBufferSamples, clip_range_vf: float | None, in_units: bool = True
+        self, model: GRPO, batch: Rollout, clip_range_vf: float | None, in_units: bool = True
     ) -> tuple[float, np.ndarray]:
         """
         :param in_units: whether values are clipped in units of their group, as they should be
         :return: value loss, and its gradient with respect to the biases of the value heads
         """
-        policy, groups = model.policy, batch.groups.numpy()
+        policy, heads = model.policy, batch.heads.numpy()
         assert isinstance(batch.observations, th.Tensor)
-        outputs, units = outputs_by_hand(policy, batch.observations, groups), double(policy.value_scale)[groups]
-        total, gradient = 0.0, np.zeros(policy.max_groups)
-        for output, unit, group, old, target in zip(
-            outputs, units, groups, double(batch.old_values), double(batch.returns), strict=True
+        outputs, units = outputs_by_hand(policy, batch.observations, heads), double(scale_of(policy).scale)[heads]
+        total, gradient = 0.0, np.zeros(policy.n_heads)
+        for output, unit, head, old, target in zip(
+            outputs, units, heads, double(batch.old_values), double(batch.returns), strict=True
         ):
             bound = math.inf if clip_range_vf is None else clip_range_vf * (unit if in_units else 1.0)
             value = min(max(output * unit, old - bound), old + bound)
-            total += ((value - target) / unit) ** 2 / len(groups)
+            total += ((value - target) / unit) ** 2 / len(heads)
             # a value that is clipped does not depend on the head, any other one does in its unit
-            gradient[group] += 2 * (value - target) / unit / len(groups) if value == output * unit else 0.0
+            gradient[head] += 2 * (value - target) / unit / len(heads) if value == output * unit else 0.0
         return total, gradient
 
     @pytest.mark.parametrize("clip_range_vf", CLIP_RANGES)
     def test_is_in_units_of_the_groups(self, model, clip_range_vf):
         batch = self.batch(model)
-        terms = model._update_terms(batch, 0.2, clip_range_vf)
+        terms = PPOObjective(0.0, 0.5, False)(model.policy, batch, 0.2, clip_range_vf)
         loss, gradient = self.loss_by_hand(model, batch, clip_range_vf)
         assert terms.value_loss.item() == pytest.approx(loss, rel=1e-5)
         (actual,) = th.autograd.grad(terms.value_loss, [model.policy.value_net.bias])
@@ -805,9 +901,9 @@ class TestLoss:
         model = regrouped(normalize_advantage=False)
         batch = self.batch(model)
         assert isinstance(batch.observations, th.Tensor)
-        values = outputs_by_hand(model.policy, batch.observations, batch.groups.numpy())
+        values = outputs_by_hand(model.policy, batch.observations, batch.heads.numpy())
         old, returns = double(batch.old_values), double(batch.returns)
         if clip_range_vf is not None:
             values = old + np.clip(values - old, -clip_range_vf, clip_range_vf)
-        terms = model._update_terms(batch, 0.2, clip_range_vf)
+        terms = PPOObjective(0.0, 0.5, False)(model.policy, batch, 0.2, clip_range_vf)
         assert terms.value_loss.item() == pytest.approx(np.mean((values - returns) ** 2), rel=1e-5)
