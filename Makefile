@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
 # every table and picture of docs/results.md
-SWEEPS := balance balancing_rules regrouping head_to_head minigrid_tasks
+SWEEPS := balance balancing_rules regrouping head_to_head minigrid_tasks options
 SMOKE := benchmark_smoke
 
 .PHONY: install demo test test-slow test-gpu test-install lint benchmark benchmark-smoke clean
@@ -21,7 +21,7 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed-demo
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.demo
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -38,15 +38,15 @@ test-install: install
 	.ci/test_install $(BIN)/python
 
 benchmark: install
-	for sweep in $(SWEEPS); do $(BIN)/python benchmarks/$$sweep.py || exit 1; done
-	$(BIN)/python benchmarks/report.py
+	for sweep in $(SWEEPS); do $(BIN)/python -m benchmarks.sweeps.$$sweep || exit 1; done
+	$(BIN)/python -m benchmarks.report
 
 # the same with runs that are over at once, into a folder of their own; to compile them would take longer than to run them
 benchmark-smoke: export TORCH_COMPILE_DISABLE = 1
 benchmark-smoke: install
 	rm -rf $(SMOKE)
-	for sweep in $(SWEEPS); do $(BIN)/python benchmarks/$$sweep.py --smoke $(SMOKE) || exit 1; done
-	$(BIN)/python benchmarks/report.py --results $(SMOKE) --docs $(SMOKE)
+	for sweep in $(SWEEPS); do $(BIN)/python -m benchmarks.sweeps.$$sweep --smoke $(SMOKE) || exit 1; done
+	$(BIN)/python -m benchmarks.report --results $(SMOKE) --docs $(SMOKE)
 
 lint: install
 	$(BIN)/ruff check .

@@ -126,16 +126,23 @@ def zoo(folder: Path) -> None:
 
 def demo(folder: Path) -> None:
     """``make demo``, shorter."""
-    run(str(BENCHMARKS / "demo.py"), "--total-timesteps", "2400", "--output", "output", folder=folder)
+    link_benchmarks(folder)
+    run("-m", "benchmarks.demo", "--total-timesteps", "2400", "--output", "output", folder=folder)
     assert (folder / "output/demo.png").exists()
 
 
 def bench(folder: Path) -> None:
     """Every benchmark finds what it imports, and MuJoCo is there."""
-    sys.path.insert(0, str(BENCHMARKS))
-    for path in sorted(BENCHMARKS.glob("*.py")):
-        importlib.import_module(path.stem)
+    link_benchmarks(folder)
+    sys.path.insert(0, str(folder))
+    for path in sorted(BENCHMARKS.rglob("*.py")):
+        importlib.import_module(".".join(path.relative_to(BENCHMARKS.parent).with_suffix("").parts))
     gym.make("HalfCheetah-v5").reset(seed=0)
+
+
+def link_benchmarks(folder: Path) -> None:
+    """Make ``benchmarks`` importable in a folder, where the repository's ``sb3_grpo`` does not hide the installed one."""
+    (folder / "benchmarks").symlink_to(BENCHMARKS)
 
 
 def dist(folder: Path) -> None:

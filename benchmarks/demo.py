@@ -1,8 +1,8 @@
 """
-PPO and GRPO side by side on four CartPole tasks: two kinds of physics, each with normal and with inverted
-actions, and rewards scaled by 1, 1, 10 and 0.1. One agent has to do all four.
+Train PPO and GRPO side by side on four CartPole tasks, with one agent for all four.
 
-``python benchmarks/demo.py`` shows one seed; ``--seeds 1 2 3 4 5`` measures several and keeps their results.
+The tasks are two kinds of physics, each with normal and with inverted actions, and rewards scaled by 1, 1, 10 and 0.1.
+``python -m benchmarks.demo`` shows one seed; ``--seeds 1 2 3 4 5`` measures several and keeps their results.
 """
 
 import argparse
@@ -12,8 +12,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import RESULTS, sweep
-from measures import describe, iqm
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,11 +20,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from benchmarks.lib.measures import describe
+from benchmarks.lib.plots import draw_band, save
+from benchmarks.lib.rows import REDUCTIONS, RESULTS, Run, results
+from benchmarks.lib.sweep import sweep
+from benchmarks.lib.tasks import CARTPOLE, SCALES
 from sb3_grpo import GRPO, GroupEvalCallback
 from sb3_grpo.envs.cartpole import FOUR_TASKS
 
-ENV_ID = "sb3_grpo/TaskCartPole-v0"
-REWARD_SCALES = (1.0, 1.0, 10.0, 0.1)
 TASK_NAMES = ("plain", "plain, inverted", "long pole (rewards x 10)", "long pole, inverted (rewards x 0.1)")
 ALGORITHMS = ("PPO", "GRPO")
 TOTAL_TIMESTEPS = 60_000
@@ -42,9 +43,9 @@ GROUPS: dict[str, Any] = {
 
 class History(BaseCallback):
     """
-    Keeps what each evaluation measured, and reports progress.
+    Record the episode lengths of each evaluation, and report progress.
 
-    :param queue: where to put ``(algorithm, environment steps, worst length, mean length)``
+    :param queue: receives ``(algorithm, environment steps, worst length, mean length)``
     :param algorithm: name of the algorithm
     """
 
@@ -67,12 +68,14 @@ class History(BaseCallback):
 
 def make_model(algorithm: str, seed: int, tensorboard_log: str | None = None) -> BaseAlgorithm:
     """
+    Return a model with its training environments.
+
     :param algorithm: ``"PPO"`` or ``"GRPO"``
     :param seed: seed of the model and of its environments
     :param tensorboard_log: folder for event files
     """
-    tasks = [{**task, "reward_scale": scale} for task, scale in zip(FOUR_TASKS, REWARD_SCALES, strict=True)]
-    env = make_vec_env(ENV_ID, N_ENVS, seed=seed, env_kwargs={"tasks": tasks})
+    tasks = [{**task, "reward_scale": scale} for task, scale in zip(FOUR_TASKS, SCALES, strict=True)]
+    env = make_vec_env(CARTPOLE, N_ENVS, seed=seed, env_kwargs={"tasks": tasks})
     kwargs = {**SHARED, "seed": seed, "tensorboard_log": tensorboard_log}
     if algorithm == "PPO":
         return PPO("MlpPolicy", env, **kwargs)
@@ -83,11 +86,18 @@ def train(
     algorithm: str, seed: int, total_timesteps: int, tensorboard_log: str | None = None, queue: Any = None
 ) -> dict[str, Any]:
     """
-    :return: environment steps and episode lengths per task of each evaluation (5 episodes a task, deterministic)
+    Train one model, and evaluate each task over 5 episodes 12 times.
+
+    :param algorithm: ``"PPO"`` or ``"GRPO"``
+    :param seed: seed of the model and of its environments
+    :param total_timesteps: environment steps
+    :param tensorboard_log: folder for event files
+    :param queue: see :class:`History`
+    :return: ``steps`` and ``lengths``, episode lengths per task, of each evaluation (deterministic)
     """
     model = make_model(algorithm, seed, tensorboard_log)
     # the evaluation has the same tasks with all rewards at scale 1: the return is the length of the episode
-    eval_env = make_vec_env(ENV_ID, 4, seed=seed + 10_000)
+    eval_env = make_vec_env(CARTPOLE, 4, seed=seed + 10_000)
     history = History(queue, algorithm)
     evaluate = GroupEvalCallback(
         eval_env,
@@ -101,7 +111,14 @@ def train(
 
 
 def train_both(seed: int, total_timesteps: int, output: Path) -> dict[str, dict[str, Any]]:
-    """Train the two algorithms in two processes, with a progress display."""
+    """
+    Train the two algorithms in two processes, and show their progress.
+
+    :param seed: seed of both
+    :param total_timesteps: environment steps of each
+    :param output: folder for event files
+    :return: what :func:`train` returns, by algorithm
+    """
     context = mp.get_context("spawn")
     queue = context.Manager().Queue()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
@@ -118,58 +135,80 @@ def train_both(seed: int, total_timesteps: int, output: Path) -> dict[str, dict[
         return dict(zip(ALGORITHMS, pending.get(), strict=True))
 
 
-def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """
-    :param results: what :func:`train` returned for each seed, by algorithm; drawn is the interquartile mean over
-        the seeds, and the range between the lowest and the highest
+    Draw the interquartile mean over the seeds, and the range between the lowest and the highest.
+
+    :param found: what :func:`train` returned for each seed, by algorithm
     :param path: PNG file
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-    for axis, title in zip(axes, ("worst task", "mean of the tasks"), strict=True):
-        for name, runs in results.items():
-            lengths = np.array([run["lengths"] for run in runs])  # (seed, evaluation, task)
-            curves = lengths.min(axis=2) if title == "worst task" else lengths.mean(axis=2)
+    for axis, (title, reduce) in zip(axes, REDUCTIONS.items(), strict=True):
+        for name, runs in found.items():
+            columns = reduce(np.array([run["lengths"] for run in runs]), axis=2).T  # (evaluation, seed)
             steps = np.array(runs[0]["steps"]) / 1000
-            axis.plot(steps, [iqm(column) for column in curves.T], label=name, marker="o", ms=3)
-            axis.fill_between(steps, curves.min(axis=0), curves.max(axis=0), alpha=0.2)
+            limits = [(column.min(), column.max()) for column in columns]
+            draw_band(axis, steps, columns, name, limits, marker="o", ms=3)
         axis.set(title=title, xlabel="environment steps (thousands)", ylim=(0, 510))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("episode length (500 = solved)")
     axes[0].legend()
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
 
 
 def show_one(seed: int, total_timesteps: int, output: Path) -> None:
-    """The demo: one seed, a table, a picture, event files."""
+    """
+    Train with one seed, print a table, and write a picture and event files.
+
+    :param seed: seed of both algorithms
+    :param total_timesteps: environment steps of each
+    :param output: folder for picture and event files
+    """
     console = Console()
     console.print(f"One agent, four CartPole tasks, {total_timesteps} environment steps (seed {seed}).")
     output.mkdir(parents=True, exist_ok=True)
-    results = train_both(seed, total_timesteps, output)
+    found = train_both(seed, total_timesteps, output)
     table = Table("task", *ALGORITHMS, title="episode length after training, of 500")
     for task, name in enumerate(TASK_NAMES):
-        table.add_row(name, *(f"{results[algorithm]['lengths'][-1][task]:.0f}" for algorithm in ALGORITHMS))
+        table.add_row(name, *(f"{found[algorithm]['lengths'][-1][task]:.0f}" for algorithm in ALGORITHMS))
     for label, reduce in (("worst", np.min), ("mean", np.mean)):
-        table.add_row(label, *(f"{reduce(results[algorithm]['lengths'][-1]):.0f}" for algorithm in ALGORITHMS), style="bold")
+        table.add_row(label, *(f"{reduce(found[algorithm]['lengths'][-1]):.0f}" for algorithm in ALGORITHMS), style="bold")
     console.print(table)
-    plot({name: [result] for name, result in results.items()}, output / "demo.png")
+    plot({name: [result] for name, result in found.items()}, output / "demo.png")
     console.print(f"Picture: {output / 'demo.png'}   TensorBoard: tensorboard --logdir {output / 'tensorboard'}")
 
 
+def make_runs(seeds: list[int], total_timesteps: int) -> list[Run]:
+    """
+    Return the runs of both algorithms.
+
+    :param seeds: seeds of the runs
+    :param total_timesteps: environment steps of each run
+    """
+    return [{"algorithm": name, "seed": s, "total_timesteps": total_timesteps} for s in seeds for name in ALGORITHMS]
+
+
 def measure(seeds: list[int], total_timesteps: int) -> None:
-    """Several seeds, kept in a result file."""
-    runs = [{"algorithm": name, "seed": s, "total_timesteps": total_timesteps} for s in seeds for name in ALGORITHMS]
-    rows = sweep(train, runs, RESULTS / "demo.jsonl")
+    """
+    Train with several seeds, keep their rows, print a table and draw the picture.
+
+    :param seeds: seeds of both algorithms
+    :param total_timesteps: environment steps of each run
+    """
+    rows = sweep(train, make_runs(seeds, total_timesteps), RESULTS / "demo.jsonl")
     table = Table("seeds " + " ".join(map(str, seeds)), *ALGORITHMS, title="episode length after training, IQM [95 %]")
-    final = {n: np.array([r["result"]["lengths"][-1] for r in rows if r["run"]["algorithm"] == n]) for n in ALGORITHMS}
+    found = {name: results(rows, algorithm=name) for name in ALGORITHMS}
+    final = {name: np.array([result["lengths"][-1] for result in own]) for name, own in found.items()}
     for task, name in enumerate(TASK_NAMES):
         table.add_row(name, *(describe(final[algorithm][:, task]) for algorithm in ALGORITHMS))
     table.add_row("worst", *(describe(final[algorithm].min(axis=1)) for algorithm in ALGORITHMS), style="bold")
     table.add_row("mean", *(describe(final[algorithm].mean(axis=1)) for algorithm in ALGORITHMS), style="bold")
     Console().print(table)
-    plot({n: [r["result"] for r in rows if r["run"]["algorithm"] == n] for n in ALGORITHMS}, RESULTS / "demo.png")
+    plot(found, RESULTS / "demo.png")
 
 
 def main() -> None:
+    """Show one seed, or measure several, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="more than one: measure and keep the results")
     parser.add_argument("--total-timesteps", type=int, default=TOTAL_TIMESTEPS)

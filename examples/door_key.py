@@ -1,6 +1,7 @@
 """
-Three phases of a game as groups: MiniGrid's DoorKey wants the key found, the door opened, the goal reached. A function
-of the observation says which phase it is; each phase has its own sub-policy.
+Train a group for each phase of a game: in MiniGrid's DoorKey the key must be found, the door opened, the goal reached.
+
+A function of the observation, the router, returns the phase; each phase has its own action and value head.
 
 ``python examples/door_key.py`` (a few minutes; needs ``pip install minigrid``)
 """
@@ -20,13 +21,13 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_grpo import GRPO
 
 minigrid.register_minigrid_envs()
-# observations are numbers from 0 to 10; networks like small ones
+# observations are numbers from 0 to 10; divided by it they are of a size that networks learn from
 SCALE = 10
 PHASES = ("find the key", "open the door", "reach the goal")
 
 
 class FlatGrid(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
-    """The whole grid (object, colour and state of each field) as one vector of floats."""
+    """A wrapper that shows the whole grid (object, colour and state of each field) as one vector of floats from 0 to 1."""
 
     def __init__(self, env: gym.Env[Any, Any]):
         super().__init__(ImgObsWrapper(FullyObsWrapper(env)))
@@ -39,7 +40,9 @@ class FlatGrid(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
 
 def phase(obs: th.Tensor) -> th.Tensor:
     """
-    :param obs: batch of ``B`` observations
+    Return the phase of each observation.
+
+    :param obs: batch of ``B`` observations, shape ``(B, 3 * fields)``
     :return: the phase of each, shape ``(B,)``: 0 while the key lies on the grid, then 1 until the door is open, then 2
     """
     fields = (obs * SCALE).round().long().unflatten(1, (-1, 3))
@@ -51,7 +54,10 @@ def phase(obs: th.Tensor) -> th.Tensor:
 
 def main(total_timesteps: int = 200_000) -> GRPO:
     """
+    Train, then print what was split or merged, the groups, and the mean return.
+
     :param total_timesteps: environment steps to train for
+    :return: the trained model
     """
     env = make_vec_env("MiniGrid-DoorKey-5x5-v0", n_envs=8, seed=0, wrapper_class=FlatGrid)
     model = GRPO(

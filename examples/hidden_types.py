@@ -1,6 +1,7 @@
 """
-Ten CartPole tasks of two hidden types: half of them have inverted actions. The network does not see the task; only the
-router does. GRPO starts with one group and finds the two types.
+Find two hidden types among ten CartPole tasks: half of them have inverted actions.
+
+Only the router sees the task, the network does not. GRPO starts with one group and splits it into the two types.
 
 ``python examples/hidden_types.py`` (about a minute)
 """
@@ -16,8 +17,11 @@ TASKS = [dict(length=length, invert=invert) for invert in (False, True) for leng
 
 def main(total_timesteps: int = 40_000, picture: str | None = None) -> GRPO:
     """
+    Train, then print what was split or merged and the return of each task.
+
     :param total_timesteps: environment steps to train for
-    :param picture: PNG to write: which task belonged to which group when
+    :param picture: PNG to write: which task belonged to which group when; ``None``: no file
+    :return: the trained model
     """
     env = make_vec_env("sb3_grpo/TaskCartPole-v0", n_envs=8, seed=0, env_kwargs=dict(tasks=TASKS))
     model = GRPO(
@@ -36,7 +40,7 @@ def main(total_timesteps: int = 40_000, picture: str | None = None) -> GRPO:
     for event in model.regroup_history:
         print(f"after {event.timestep} steps: {event.kind} of groups {event.groups}, KL {event.kl:.2f}")
     eval_env = make_vec_env("sb3_grpo/TaskCartPole-v0", n_envs=10, env_kwargs=dict(tasks=TASKS))
-    groups = model.policy.cell_to_group.tolist()
+    groups = model.policy.grouping.cell_to_group.tolist()
     for task, result in evaluate_groups(model, eval_env).items():
         print(f"{TASKS[task]}: group {groups[task]}, {result.mean:.0f} of 500")
     plot_regrouping(model, picture)

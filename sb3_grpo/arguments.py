@@ -324,6 +324,11 @@ def check_arguments(values: Mapping[str, Any]) -> None:
 
 def check(name: str, rule: Rule | KeyOf, value: Any) -> None:
     """
+    Check one argument.
+
+    :param name: of the argument
+    :param rule: what it must be
+    :param value: what it is
     :raises ValueError: if the rule does not hold for ``value``
     """
     if not rule.holds(value):
@@ -332,6 +337,9 @@ def check(name: str, rule: Rule | KeyOf, value: Any) -> None:
 
 def check_router_kwargs(router_kwargs: Mapping[str, Any] | None) -> None:
     """
+    Check the types of the arguments of routers; their ranges the router checks itself.
+
+    :param router_kwargs: arguments of a router by name
     :raises ValueError: if an argument that a router of this package has is of the wrong type
     """
     for name, value in (router_kwargs or {}).items():
@@ -341,6 +349,9 @@ def check_router_kwargs(router_kwargs: Mapping[str, Any] | None) -> None:
 
 def check_policy_kwargs(policy_kwargs: Mapping[str, Any] | None, own_policy: bool = False) -> None:
     """
+    Check the arguments of policies.
+
+    :param policy_kwargs: arguments of a policy by name
     :param own_policy: whether the policy is one of this package
     :raises ValueError: if it holds what is an argument of ``GRPO``, where it would be ignored, or something of the wrong type
     """
@@ -374,6 +385,11 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
 
 def check_dict_policy(observation_space: spaces.Space[Any], policy_class: type, policy_kwargs: Mapping[str, Any]) -> None:
     """
+    Check that a policy for Dict observations gets them.
+
+    :param observation_space: of the environment
+    :param policy_class: class of the policy
+    :param policy_kwargs: its arguments by name
     :raises ValueError: if SB3's features extractor for Dict observations would get others
     """
     for_dicts = issubclass(policy_class, MultiInputActorCriticPolicy) and "features_extractor_class" not in policy_kwargs
@@ -383,6 +399,10 @@ def check_dict_policy(observation_space: spaces.Space[Any], policy_class: type, 
 
 def check_space(name: str, space: spaces.Space[Any]) -> None:
     """
+    Check one space, or one entry of a Dict space.
+
+    :param name: what to call it in the message
+    :param space: the space
     :raises ValueError: if the space has no values, or does not count from 0
     """
     if isinstance(space, spaces.Discrete) and space.start != 0:
@@ -407,6 +427,8 @@ def check_learn_arguments(values: Mapping[str, Any]) -> None:
 
 def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[float], float]:
     """
+    Make a schedule of the argument ``group_coef``.
+
     :param group_coef: a number, a function of the remaining progress (from 1 to 0), or ``"lin_0.05"``
     :return: a schedule
     :raises ValueError: if it is none of these, or its value at the start is negative or not finite
@@ -432,6 +454,9 @@ def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[fl
 
 def check_group_coef(value: float) -> float:
     """
+    Check a value of lambda.
+
+    :param value: the value
     :return: ``value``
     :raises ValueError: if lambda is negative or not finite
     """
@@ -441,6 +466,8 @@ def check_group_coef(value: float) -> float:
 
 def group_coef_at(schedule: Schedule, progress: float) -> float:
     """
+    Evaluate the schedule of ``group_coef``.
+
     :param schedule: from :func:`make_group_coef_schedule`
     :param progress: what remains of the training; below 0 where it ends inside a rollout, which counts as 0
     :return: lambda
@@ -451,6 +478,8 @@ def group_coef_at(schedule: Schedule, progress: float) -> float:
 
 def finite_schedule_value(name: str, schedule: Schedule, progress: float) -> float:
     """
+    Evaluate a schedule whose values must be finite.
+
     :param name: the argument that the schedule was given as
     :param schedule: function of the remaining progress
     :param progress: what remains of the training, from 1 to 0; slightly below 0 where it ends inside a rollout
@@ -462,6 +491,8 @@ def finite_schedule_value(name: str, schedule: Schedule, progress: float) -> flo
 
 def schedule_value(name: str, schedule: Schedule, progress: float, rule: Rule) -> float:
     """
+    Evaluate a schedule.
+
     :param name: the argument that the schedule was given as
     :param schedule: function of the remaining progress
     :param progress: what it is called with

@@ -36,8 +36,10 @@ MIN_LOOKS_BETWEEN_PICTURES = 4
 
 class GroupEvalCallback(EvalCallback):
     """
-    Evaluate as SB3's ``EvalCallback`` does, and log each task (``eval/task_0`` ..., or by its name), or where the
-    environment does not report ``info["task"]`` each cell, and the worst of them (``eval/worst_reward``).
+    Evaluate as SB3's ``EvalCallback`` does, and log each task and the worst of them.
+
+    The tags are ``eval/task_0`` ..., or have the task's name, and ``eval/worst_reward``. Where the environment does not
+    report ``info["task"]``, the cells of the model's router take the place of tasks.
 
     With ``best_by="worst"`` the worst task takes the place of the mean reward wherever ``EvalCallback`` decides something:
     ``best_mean_reward`` is its mean reward, and SB3's ``StopTrainingOnRewardThreshold`` and
@@ -156,9 +158,7 @@ class GroupEvalCallback(EvalCallback):
         return self._compare_with_best()
 
     def _compare_with_best(self) -> bool:
-        """
-        :return: whether training goes on
-        """
+        """Save the model if it is the best so far, tell callbacks, and return whether training goes on."""
         reward, name = self.last_mean_reward, "mean reward"
         if self.best_by == "worst":
             reward, name = self.last_worst_reward, "reward of the worst task"
@@ -197,11 +197,11 @@ class GroupEvalCallback(EvalCallback):
 
 class RegroupCallback(BaseCallback):
     """
-    Merges groups that turned out alike and splits groups that contradict themselves, at the start of a rollout:
-    between a rollout and its update the stored log-likelihoods would become stale.
+    Have groups merged and split at the start of rollouts, and report it.
 
-    ``GRPO`` adds one by itself. The thresholds are arguments of ``GRPO``, so that they can be tuned like any other
-    hyper-parameter. Pass one of your own to change what is printed or drawn, or a subclass to change more.
+    Between a rollout and its update this would make the stored log-likelihoods stale. ``GRPO`` adds such a callback by
+    itself; pass one of your own to change what is printed or drawn. What is merged and split is decided by
+    ``model.regrouper``, with the thresholds that are arguments of ``GRPO``.
 
     :param figure_freq: TensorBoard gets new pictures at an event, then at growing distances, at least every so many times
         that the groups were looked at, and at the end of training; never more often than every fourth time (or
@@ -249,9 +249,7 @@ class RegroupCallback(BaseCallback):
             self._log_figures(divergences)
 
     def _picture_due(self, changed: bool) -> bool:
-        """
-        :param changed: whether groups have just been merged or split
-        """
+        """Return whether it is time for pictures; ``changed`` says whether groups have just been merged or split."""
         self._looks_since_event = 0 if changed else self._looks_since_event + 1
         self._looks_since_picture += 1
         # twice as long after the event, twice as many looks
@@ -306,8 +304,9 @@ class RegroupCallback(BaseCallback):
 
 def describe_event(event: RegroupEvent) -> str:
     """
+    Describe an event in one line: what happened, and why.
+
     :param event: from ``model.regroup_history``
-    :return: a line that says what happened and why
     """
     stays, other = event.groups
     # an estimate can be below 0
@@ -346,28 +345,31 @@ def plot_regrouping(model: Any, path: str | Path | None = None) -> "Figure":
 
 def contains_callback(callback: Any, kind: type[BaseCallback]) -> bool:
     """
+    Return whether there is a callback of a class where it is told of the start of rollouts.
+
+    SB3's ``EventCallback`` tells its child of events only.
+
     :param callback: whatever ``learn`` takes
     :param kind: a class of callbacks
-    :return: whether one of this class is in it, where it is told of the start of rollouts (SB3's ``EventCallback`` tells
-        its child of events only)
     """
     children = callback if isinstance(callback, list) else callback.callbacks if isinstance(callback, CallbackList) else []
     return isinstance(callback, kind) or any(contains_callback(child, kind) for child in children)
 
 
-def with_callbacks(callback: MaybeCallback, added: list[BaseCallback]) -> MaybeCallback:
+def with_callbacks(callback: MaybeCallback, first: list[BaseCallback], last: list[BaseCallback]) -> MaybeCallback:
     """
-    Add callbacks to those of the user, except where there is one of the same class already.
+    Add callbacks to those of the user.
 
     :param callback: whatever ``learn`` takes
-    :param added: the callbacks to add
+    :param first: callbacks that are called before those of the user, which may call the policy
+    :param last: callbacks that are called after those of the user, and left out where there is one of the same class
     :return: what ``learn`` takes
     """
-    added = [each for each in added if not contains_callback(callback, type(each))]
-    if not added:
+    last = [each for each in last if not contains_callback(callback, type(each))]
+    if not first and not last:
         return callback
     given = callback if isinstance(callback, list) else [] if callback is None else [callback]
-    return [*(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given), *added]
+    return [*first, *(each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given), *last]
 
 
 def tell_interrupted(callback: BaseCallback) -> None:

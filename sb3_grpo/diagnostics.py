@@ -42,7 +42,7 @@ def raise_if_nonfinite(policy: "GroupActorCriticPolicy", obs: PyTorchObs) -> Non
     :param obs: batch of ``B`` observations
     :raises NonFiniteError: if there are such observations; the message says which, and in which groups
     """
-    params, values = policy.heads(obs)
+    params, values, _ = policy.heads(obs)
     mode_log_prob = policy.actions.log_prob(params, policy.actions.mode(params))
     finite = values.flatten().isfinite() & mode_log_prob.isfinite()
     if not finite.all():

@@ -114,10 +114,10 @@ class EpisodeCollector:
 
     def _cells(self, observations: Any) -> np.ndarray:
         policy: Any = getattr(self.model, "policy", self.model)
-        if not hasattr(policy, "router"):
+        if not hasattr(policy, "grouping"):
             raise ValueError('the environment does not report info["task"], and the model\'s policy has no router')
         with th.no_grad():
-            return policy.router(obs_as_tensor(observations, policy.device)).cpu().numpy()
+            return policy.grouping.router(obs_as_tensor(observations, policy.device)).cpu().numpy()
 
     def summarize(self) -> dict[TaskLabel, GroupEvaluation]:
         """Return the statistics of each task or cell played so far, numbers sorted before names."""

@@ -138,10 +138,27 @@ class Grouping(nn.Module):
         :param cell_to_group: group of each cell, shape ``(C,)``
         :param heads: groups whose heads the parameters hold, in their order; ``None``: those of :meth:`wanted_heads`
         """
-        # whatever arithmetic the user has done on a state_dict, these are numbers of groups
-        groups = th.as_tensor(cell_to_group).float().nan_to_num().round().clamp(0, self.max_groups - 1)
-        self.cell_to_group.copy_(groups)
+        self.cell_to_group.copy_(self._as_groups(cell_to_group))
         self._number_heads(self.wanted_heads() if heads is None else heads)
+
+    def _as_groups(self, numbers: Sequence[int] | th.Tensor) -> th.Tensor:
+        """Return numbers of groups, whatever arithmetic the user has done on a ``state_dict``."""
+        return th.as_tensor(numbers).float().nan_to_num().round().clamp(0, self.max_groups - 1).long()
+
+    def heads_of_state(self, cell_to_group: th.Tensor, n_heads: int) -> list[int]:
+        """
+        Tell which groups the heads of a ``state_dict`` belong to.
+
+        :param cell_to_group: from :meth:`state`
+        :param n_heads: number of heads in it
+        :return: the groups in use and, where there are more heads, the lowest other numbers; ascending
+        :raises RuntimeError: if more groups are in use than there are heads, as in an average of different groupings
+        """
+        active = sorted(set(self._as_groups(cell_to_group).tolist()))
+        if len(active) > n_heads:
+            raise RuntimeError(f"the state_dict has {len(active)} groups in use, but {n_heads} heads")
+        others = [group for group in range(self.max_groups) if group not in active]
+        return sorted([*active, *others][:n_heads])
 
     def state(self) -> dict[str, th.Tensor]:
         """

@@ -260,13 +260,11 @@ class GRPO(ModelFiles):
         return total_timesteps, made_callback
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        added: list[BaseCallback] = []
-        if self.regrouper is not None:
-            added += [RegroupCallback()] if self.regroup_rule.changes_groups else []
-            added += [self._reward_recorder]
-        if tensorboard_outputs(self.logger):
-            added += [TensorBoardCallback()]
-        self._callback = super()._init_callback(with_callbacks(callback, added), progress_bar)
+        recorders: list[BaseCallback] = [] if self.regrouper is None else [self._reward_recorder]
+        others: list[BaseCallback] = [TensorBoardCallback()] if tensorboard_outputs(self.logger) else []
+        if self.regrouper is not None and self.regroup_rule.changes_groups:
+            recorders, others = [*recorders, self.regrouper.recorder], [RegroupCallback(), *others]
+        self._callback = super()._init_callback(with_callbacks(callback, recorders, others), progress_bar)
         return self._callback
 
     @property
@@ -357,9 +355,12 @@ class GRPO(ModelFiles):
         self._group_stats = list(zip(*(column.tolist() for column in columns), strict=True))
         return scores, weights
 
-    def _make_update(self) -> Update:
+    def _make_objective(self) -> PPOObjective:
         vf_coef = self.vf_coef if self._estimator.uses_critic else 0.0
-        objective = PPOObjective(self.ent_coef, vf_coef, self.normalize_advantage is True)
+        return PPOObjective(self.ent_coef, vf_coef, self.normalize_advantage is True)
+
+    def _make_update(self) -> Update:
+        objective = self._make_objective()
         max_kl = None if self.target_kl is None else 1.5 * self.target_kl
         if not self.compile or has_hooks(self.policy):
             return make_eager_update(self.policy, objective, self.max_grad_norm, max_kl)

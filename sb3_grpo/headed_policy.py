@@ -130,19 +130,18 @@ class HeadedPolicy(ActorCriticPolicy):
         :param all_heads: have ``max_groups`` heads; otherwise one for each group in use
         """
         self.grouping.all_heads = self._group_kwargs["all_heads"] = all_heads
-        before, wanted = self.grouping.heads, self.grouping.wanted_heads()
-        self.grouping.assign(self.grouping.cell_to_group, wanted)
-        self.take_heads([before.index(group) if group in before else 0 for group in wanted])
+        self.adopt_groups(self.grouping.cell_to_group)
 
-    def adopt_groups(self, cell_to_group: Sequence[int] | th.Tensor) -> None:
+    def adopt_groups(self, cell_to_group: Sequence[int] | th.Tensor, heads: Sequence[int] | None = None) -> None:
         """
-        Replace the groups by those of a saved model, whose parameters are to be loaded: heads become copies of the first.
+        Replace the groups. A group that had a head keeps it, and another one gets a copy of the first.
 
         :param cell_to_group: group of each cell, shape ``(C,)``
+        :param heads: groups to have a head, in the order of the heads; ``None``: those of :meth:`Grouping.wanted_heads`
         """
-        self.grouping.assign(cell_to_group)
-        if len(self.grouping.heads) != self.n_heads:
-            self.take_heads([0] * len(self.grouping.heads))
+        before = self.grouping.heads
+        self.grouping.assign(cell_to_group, heads)
+        self.take_heads([before.index(group) if group in before else 0 for group in self.grouping.heads])
 
     def regroup(self, event: Merge | Split) -> None:
         """
@@ -218,18 +217,25 @@ def fit_state(policy: HeadedPolicy, state_dict: Mapping[str, Any], strict: bool)
         # one head serves every group
         state = pick_heads_in(state, 1, [0] * policy.n_heads)
         scales = None if scales is None else scales.expand(policy.n_heads)
+    elif n_heads is not None and n_heads > grouping.max_groups:
+        raise RuntimeError(
+            f"the state_dict has {n_heads} heads, but the policy at most {grouping.max_groups} groups; GRPO.load is what loads "
+            "files with several groups"
+        )
     elif n_heads is not None and n_heads > 1:
         missing = [name for name, tensor in groups.items() if tensor is None]
         if not missing:
+            heads = grouping.heads_of_state(groups["cell_to_group"], n_heads)
             grouping.load_router(groups)
-            grouping.assign(groups["cell_to_group"])
-            has_all = n_heads == grouping.max_groups
-            grouping.assign(grouping.cell_to_group, list(range(n_heads)) if has_all else grouping.active)
-            policy.take_heads([0] * n_heads)
+            policy.adopt_groups(groups["cell_to_group"], heads)
         elif strict:
             raise RuntimeError(f"missing keys in state_dict: {[f'grouping.{name}' for name in missing]}")
     if policy.value_scale is not None:
-        state["value_scale.scale"] = th.ones(policy.n_heads) if scales is None else scales
+        if scales is None:
+            # values in units of the returns, whose scale is estimated anew
+            scales = th.ones(policy.n_heads)
+            policy.value_scale.count.zero_()
+        state["value_scale.scale"] = scales
     elif scales is not None:
         # value heads without a scale of their own predict in units of the returns
         state["value_net.weight"] = state["value_net.weight"] * scales.unsqueeze(1)

@@ -76,8 +76,9 @@ class ModelFiles(GroupArguments, PPO):
         n_groups, max_groups = (built.get(name, getattr(self, name)) for name in ("n_groups", "max_groups"))
         kwargs = default_groups(self.router, self.router_kwargs, n_groups, max_groups, can_split=self.split_kl is not None)
         router = make_router(self.router, self.observation_space, kwargs["router_kwargs"])
-        fixed = dict(n_groups=self.n_groups, max_groups=self.max_groups, **router.settings())
+        fixed: dict[str, Any] = dict(n_groups=self.n_groups, max_groups=self.max_groups)
         fixed["router"] = self.router if isinstance(self.router, str) else "a callable"
+        fixed |= router.settings()
         refuse_change(built, fixed)
         # a model that was saved with scaled values keeps them
         scale_values = built.get("scale_values", False) or self.normalize_advantage == "group"
@@ -91,9 +92,11 @@ class ModelFiles(GroupArguments, PPO):
         """
         Collect the tensors that training goes on with, but that are neither parameters nor the optimizer's.
 
-        :return: the tensors themselves, by name
+        :return: the tensors themselves by name, but for counts of value heads, which are copied and have the shape
+            ``(max_groups,)``
         """
-        modules: dict[str, th.nn.Module | None] = {"grouping": self.policy.grouping, "value_scale": self.policy.value_scale}
+        grouping, scale = self.policy.grouping, self.policy.value_scale
+        modules: dict[str, th.nn.Module | None] = {"grouping": grouping}
         modules |= {"reward_scale": self.reward_scale, "regrouper": self.regrouper}
         state: dict[str, th.Tensor] = {}
         for prefix, module in modules.items():
@@ -101,15 +104,22 @@ class ModelFiles(GroupArguments, PPO):
                 state |= {f"{prefix}.{name}": buffer for name, buffer in module.named_buffers()}
         # follows from the groups
         del state["grouping.cell_to_head"]
+        if scale is not None:
+            # by group, because the heads that a model holds depend on `compile`. The scales are in the state_dict
+            counts = scale.count.new_zeros(grouping.max_groups)
+            state["value_scale.count"] = counts.index_copy(0, th.as_tensor(grouping.heads, device=counts.device), scale.count)
         return state
 
     def _restore_training_state(self, state: dict[str, th.Tensor]) -> None:
         """Copy the tensors of a file, whose shapes are those of this model."""
+        grouping, scale = self.policy.grouping, self.policy.value_scale
         for name, tensor in self.training_state().items():
-            if name in state or not name.startswith("value_scale."):
-                # a model that was saved without scaled values begins with scales of 1
+            if name != "value_scale.count":
                 tensor.copy_(state[name])
-        self.policy.adopt_groups(self.policy.grouping.cell_to_group)
+        self.policy.adopt_groups(grouping.cell_to_group)
+        # a model that is loaded with normalize_advantage="group" may have been saved without
+        if scale is not None and "value_scale.count" in state:
+            scale.count.copy_(state["value_scale.count"][grouping.heads])
 
     def save(
         self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
@@ -193,12 +203,16 @@ class ModelFiles(GroupArguments, PPO):
         params: Any = load_path_or_dict
         if not isinstance(params, dict):
             _, params, _ = load_from_zip_file(params, device=device, load_data=False)
-        if self.policy.n_heads > 1 and n_heads_in(params.get("policy", {})) == 1:
-            empty = {**self.policy.optimizer.state_dict(), "state": {}}
-            params = {**params, "policy.optimizer": empty}
-        super().set_parameters(params, exact_match, device)
-        # the file may have been that of a model with heads in reserve, or this model has them
-        self.policy.hold_heads(self.policy.grouping.all_heads)
+        all_heads = self.policy.grouping.all_heads
+        # the optimizer's moments fit heads in use, whichever heads the two models hold beside them
+        self.policy.hold_heads(False)
+        try:
+            if self.policy.n_heads > 1 and n_heads_in(params.get("policy", {})) == 1:
+                empty = {**self.policy.optimizer.state_dict(), "state": {}}
+                params = {**params, "policy.optimizer": empty}
+            super().set_parameters(params, exact_match, device)
+        finally:
+            self.policy.hold_heads(all_heads)
 
     def save_tensors(self, path: str | Path) -> None:
         """

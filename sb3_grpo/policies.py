@@ -24,6 +24,8 @@ class GroupActorCriticPolicy(HeadedPolicy):
     Parameters as :class:`~sb3_grpo.headed_policy.HeadedPolicy`.
     """
 
+    # output of the actor's trunk in the last call of forward()
+    last_latent_pi: th.Tensor | None = None
     _compiled_act: Callable[[PyTorchObs, bool], tuple[th.Tensor, ...]] | None = None
 
     def extract_features(  # type: ignore[override]  # SB3's own signature, which differs from its base class
@@ -93,13 +95,13 @@ class GroupActorCriticPolicy(HeadedPolicy):
             return outputs
         return outputs * (self.value_scale.scale if choice is None else self.value_scale.at(choice.heads).unsqueeze(-1))
 
-    def heads(self, obs: PyTorchObs, heads: th.Tensor | None = None) -> tuple[Any, th.Tensor]:
+    def heads(self, obs: PyTorchObs, heads: th.Tensor | None = None) -> tuple[Any, th.Tensor, th.Tensor]:
         """
         Evaluate the head of each observation.
 
         :param obs: batch of ``B`` observations
         :param heads: index of the head of each, if it is known
-        :return: what ``self.actions`` calls ``params``, and the values, shape ``(B, 1)``
+        :return: what ``self.actions`` calls ``params``, the values, shape ``(B, 1)``, and the output of the actor's trunk
         """
         choice, features = self.choose_heads(obs, heads), self.extract_features(obs)
         if isinstance(features, tuple):
@@ -109,14 +111,14 @@ class GroupActorCriticPolicy(HeadedPolicy):
             )
         else:
             latent_pi, latent_vf = self.mlp_extractor(features)
-        return self._action_params(latent_pi, choice), self._values(latent_vf, choice)
+        return self._action_params(latent_pi, choice), self._values(latent_vf, choice), latent_pi
 
     def _act(self, obs: PyTorchObs, deterministic: bool) -> tuple[th.Tensor, ...]:
-        """Return actions, values, log-likelihoods, and a number that is finite if all of them are."""
-        params, values = self.heads(obs)
+        """Return actions, values, log-likelihoods, a number that is finite if these are, and the actor's latent vectors."""
+        params, values, latent_pi = self.heads(obs)
         actions = self.actions.mode(params) if deterministic else self.actions.sample(params)
         log_prob = self.actions.log_prob(params, actions)
-        return actions, values, log_prob, values.sum() + log_prob.sum()
+        return actions, values, log_prob, values.sum() + log_prob.sum(), latent_pi
 
     def compile_act(self) -> None:
         """Compile what :meth:`forward` does; random numbers are still those of torch, in the same order."""
@@ -138,7 +140,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
         :raises ValueError: if observations, or the policy's outputs for them, are NaN, infinite or outside of their space
         """
         try:
-            actions, values, log_prob, total = (self._compiled_act or self._act)(obs, deterministic)
+            actions, values, log_prob, total, latent_pi = (self._compiled_act or self._act)(obs, deterministic)
             healthy = math.isfinite(total.item())
         except (RuntimeError, IndexError) as error:
             # torch does not sample from NaN, and has no column or head for what does not exist
@@ -146,6 +148,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
             raise error
         if not healthy:
             raise_if_nonfinite(self, obs)
+        self.last_latent_pi = latent_pi.detach()
         assert self.action_space.shape is not None
         return actions.reshape((-1, *self.action_space.shape)), values, log_prob
 
@@ -215,7 +218,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
     def _evaluate(
         self, obs: PyTorchObs, actions: th.Tensor, heads: th.Tensor | None
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
-        params, values = self.heads(obs, heads)
+        params, values, _ = self.heads(obs, heads)
         return values, self.actions.log_prob(params, actions), self.actions.entropy(params)
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:

@@ -235,7 +235,12 @@ def cells_kl(sums: Sums, parts: Sequence[slice]) -> th.Tensor:
 
 
 def heads_kl(
-    latent: th.Tensor, member: th.Tensor, groups: th.Tensor, head_outputs: HeadOutputs, family: ActionDistribution, n_outputs: int
+    latent: th.Tensor,
+    member: th.Tensor,
+    groups: th.Tensor,
+    head_outputs: HeadOutputs,
+    family: ActionDistribution,
+    n_outputs: int,
 ) -> th.Tensor:
     """
     Measure the KL divergence between the heads of groups, in closed form, on latent vectors of these groups.

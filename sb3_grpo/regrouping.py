@@ -7,6 +7,7 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution, TanhBijector
 from torch import nn
 
@@ -73,6 +74,35 @@ class RegroupRule:
         return self.merge_kl is not None or self.split_kl is not None
 
 
+class LatentRecorder(BaseCallback):
+    """
+    Record the outputs of the actor's trunk in a rollout, from which the probes learn.
+
+    To compute them again would be one more forward pass, which takes long with images.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._latents: list[th.Tensor] = []
+
+    def _on_rollout_start(self) -> None:
+        self._latents = []
+
+    def _on_step(self) -> bool:
+        policy: Any = self.model.policy
+        self._latents.append(policy.last_latent_pi)
+        return True
+
+    def latents(self, n_steps: int) -> th.Tensor | None:
+        """
+        Return the outputs of the actor's trunk in the last rollout, environment by environment.
+
+        :param n_steps: steps of the rollout in each environment
+        :return: shape ``(B, latent_dim)``; ``None`` if this callback has not seen the whole rollout
+        """
+        return th.stack(self._latents, dim=1).flatten(0, 1) if len(self._latents) == n_steps else None
+
+
 class Regrouper(nn.Module):
     """
     Keeper of the probes, from which it decides which groups are merged and split.
@@ -85,6 +115,7 @@ class Regrouper(nn.Module):
         n_cells = policy.grouping.router.n_cells
         # gSDE's marginal distribution is Gaussian
         actions = make_action_distribution(policy.action_space, use_sde=False)
+        self.recorder = LatentRecorder()
         self.probes = Probes(policy.mlp_extractor.latent_dim_pi, policy.n_action_outputs, n_cells, actions)
 
     def observe(
@@ -105,7 +136,9 @@ class Regrouper(nn.Module):
         :param scale_by_cell: normalise the advantages of each cell by themselves
         """
         rollout = buffer.samples()
-        latent = rollout_latents(policy, rollout)
+        latent = self.recorder.latents(buffer.buffer_size)
+        if latent is None:
+            latent = rollout_latents(policy, rollout)
         actions = rollout.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else rollout.actions
         # environments take turns, so that in one rollout all steps of an environment are in the same fold
         folds = (th.arange(buffer.n_envs, device=latent.device) + n_rollouts) % N_FOLDS
@@ -149,6 +182,18 @@ class Regrouper(nn.Module):
                 policy.grouping.cell_to_group, rule.probe_kl_coef, outputs, mergeable, rule.merge_kl, rule.split_kl
             )
 
+    def plan(self, policy: GroupActorCriticPolicy, rule: RegroupRule, divergences: Divergences) -> list[Merge | Split]:
+        """
+        Decide what is merged and split.
+
+        :param policy: the policy
+        :param rule: thresholds and times
+        :param divergences: how groups and cells differ
+        :return: the events, splits first; no group takes part in two of them
+        """
+        mergeable = policy.grouping.age >= rule.warmup
+        return plan_regrouping(divergences, policy.grouping.cell_to_group, mergeable, rule.merge_kl, rule.split_kl)
+
     def regroup(
         self, policy: GroupActorCriticPolicy, rule: RegroupRule, record: Callable[[Merge | Split], None]
     ) -> Divergences:
@@ -160,11 +205,10 @@ class Regrouper(nn.Module):
         :param record: called after each event; an interrupt waits until it has returned
         :return: how groups and cells differ afterwards
         """
-        divergences, grouping = self.measure(policy, rule), policy.grouping
+        divergences = self.measure(policy, rule)
         # an event changes what is alike: measure again
-        for _ in range(grouping.max_groups):
-            mergeable = grouping.age >= rule.warmup
-            events = plan_regrouping(divergences, grouping.cell_to_group, mergeable, rule.merge_kl, rule.split_kl)
+        for _ in range(policy.grouping.max_groups):
+            events = self.plan(policy, rule, divergences)
             if not events:
                 break
             for event in events:

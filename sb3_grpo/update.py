@@ -397,8 +397,9 @@ def adam_step(
     vectors: Sequence[th.Tensor], gradient: th.Tensor, learning_rate: th.Tensor, settings: Mapping[str, Any]
 ) -> tuple[th.Tensor, ...]:
     """
-    Take one step of Adam (algorithm 1 of https://arxiv.org/abs/1412.6980) in tensor operations that compile on every
-    device; torch refuses to compile its own function for CUDA.
+    Take one step of Adam (algorithm 1 of https://arxiv.org/abs/1412.6980) in tensor operations that compile everywhere.
+
+    Torch refuses to compile its own function for CUDA.
 
     :param vectors: parameters, Adam's two moments, each of shape ``(P,)``, and its number of steps, without dimensions
     :param gradient: shape ``(P,)``
@@ -418,7 +419,7 @@ def adam_step(
 
 
 def skip_guards() -> AbstractContextManager[None]:
-    """A context in which compiled functions do not check again what they were compiled for, where torch can do so."""
+    """Make a context in which compiled functions do not check again what they were compiled for, where torch can do so."""
     try:
         return th.compiler.set_stance("default", skip_guard_eval_unsafe=True)
     except (AttributeError, TypeError):

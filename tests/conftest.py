@@ -1,9 +1,7 @@
 """What all tests share: one thread, the CPU, environments."""
 
-import importlib
 import os
 import signal
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,11 +20,6 @@ visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
 HAS_GPU = has_gpu()
 th.cuda.is_available = lambda: False
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-# Box2D's wrapper (SWIG) warns when it is imported, and crashes if the warning becomes an error
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "builtin type .* has no __module__ attribute", DeprecationWarning)
-    importlib.import_module("Box2D")
 
 
 @pytest.fixture

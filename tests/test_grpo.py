@@ -99,7 +99,7 @@ class TestSaving:
         model = make_model(task_cartpole, n_groups=2, merge_kl=None, split_kl=None).learn(128)
         model.save(tmp_path / "model")
         loaded = GRPO.load(tmp_path / "model", env=task_cartpole).learn(128)
-        for name in ("router.weight", "router.bias", "cell_to_group"):
+        for name in ("grouping.router.weight", "grouping.router.bias", "grouping.cell_to_group"):
             assert loaded.policy.state_dict()[name].equal(model.policy.state_dict()[name])
 
     def test_loaded_optimizer_continues(self, task_cartpole, tmp_path):
@@ -311,7 +311,7 @@ class TestGroupRecords:
         th.nn.init.constant_(model.policy.value_net.bias, 100.0)
         model.learn(64)
         assert model.rollout_buffer.rewards.max() > 50
-        assert model.reward_scale.size.tolist() == pytest.approx([1.0, 1.0])
+        assert model.reward_scale.scale.tolist() == pytest.approx([1.0, 1.0])
 
     def test_all_steps_and_cells_belong_to_a_group(self, task_cartpole):
         model = make_model(task_cartpole, n_groups=3, router_kwargs=dict(n_cells=7)).learn(256)

@@ -1,16 +1,17 @@
-"""Heads side by side: copied, averaged, or taken out for themselves, each with its moments."""
+"""Heads side by side: taken and averaged, each with its moments in the optimizer."""
 
 import copy
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch as th
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_grpo import GRPO, MlpPolicy
-from sb3_grpo.heads import HEAD_DIMS, copy_head, merge_heads, only_head, split_heads
+from sb3_grpo.heads import HEAD_DIMS, average_heads, n_heads_in, pick_heads, pick_heads_in, split_heads, take_heads
 from sb3_grpo.regroup_plan import Merge, Split
 
 N_HEADS = 3
@@ -74,16 +75,17 @@ def step(policy):
 
 
 def moments_of(policy, parameter):
-    return {key: value for key, value in policy.optimizer.state[parameter].items() if value.shape == parameter.shape}
+    state = policy.optimizer.state.get(parameter, {})
+    return {key: value for key, value in state.items() if th.is_tensor(value) and value.shape == parameter.shape}
 
 
-def heads_of(policy):
+def heads_of(policy, n_heads=None):
     """Copies of each head's parameters and moments, by name; the first dimension counts the heads."""
     found = {}
     for name, parameter in policy.named_parameters():
         if name in HEAD_DIMS:
             for key, value in {"": parameter.detach(), **moments_of(policy, parameter)}.items():
-                found[name, key] = split_heads(value, HEAD_DIMS[name], len(policy.grouping.age)).clone()
+                found[name, key] = split_heads(value, HEAD_DIMS[name], n_heads or policy.n_heads).clone()
     return found
 
 
@@ -92,8 +94,14 @@ def trunk_of(policy):
     found: dict[Any, th.Tensor] = {}
     for name, parameter in policy.named_parameters():
         is_head = name in HEAD_DIMS
-        values = {"": parameter.detach(), **policy.optimizer.state[parameter]}
-        found.update({(name, key): v.clone() for key, v in values.items() if not (is_head and v.shape == parameter.shape)})
+        values = {"": parameter.detach(), **policy.optimizer.state.get(parameter, {})}
+        found.update(
+            {
+                (name, key): value.clone()
+                for key, value in values.items()
+                if th.is_tensor(value) and not (is_head and value.shape == parameter.shape)
+            }
+        )
     return found
 
 
@@ -128,36 +136,207 @@ class TestSplitHeads:
             assert split_heads(three[name], HEAD_DIMS[name], N_HEADS).shape == (N_HEADS, *one[name].shape)
 
 
-class TestCopyHead:
-    def test_source_and_target_become_equal_and_nothing_else_changes(self, policy):
+class TestPickHeads:
+    def test_rows(self):
+        tensor = th.arange(6.0).view(6, 1)
+        assert pick_heads(tensor, 0, 3, [2, 0, 0]).flatten().tolist() == [4, 5, 0, 1, 0, 1]
+
+    def test_columns(self):
+        tensor = th.arange(8.0).view(2, 4)
+        assert pick_heads(tensor, -1, 2, [1]).tolist() == [[2, 3], [6, 7]]
+
+    @pytest.mark.parametrize("dim", [0, -1])
+    def test_a_copy_even_of_all(self, dim):
+        tensor = th.zeros(4)
+        pick_heads(tensor, dim, 2, [0, 1])[:] = 1
+        assert not tensor.any()
+
+    @given(st.data(), st.sampled_from([0, -1]), st.integers(1, 4), st.integers(1, 3))
+    def test_every_head_is_its_source(self, data, dim, n_heads, width):
+        sources = data.draw(st.lists(st.integers(0, n_heads - 1), min_size=1, max_size=6))
+        shape = (n_heads * width, 2) if dim == 0 else (2, n_heads * width)
+        tensor = th.randn(shape, generator=th.Generator().manual_seed(0))
+        picked = split_heads(pick_heads(tensor, dim, n_heads, sources), dim, len(sources))
+        assert picked.equal(split_heads(tensor, dim, n_heads)[sources])
+
+
+class TestStates:
+    state: ClassVar = {
+        "value_net.bias": th.tensor([1.0, 2.0]),
+        "log_std": th.tensor([3.0, 4.0, 5.0, 6.0]),
+        "trunk": th.ones(2),
+    }
+
+    def test_number_of_heads(self):
+        assert n_heads_in(self.state) == 2
+        assert n_heads_in({"trunk": th.ones(2)}) is None
+
+    def test_picked(self):
+        picked = pick_heads_in(self.state, 2, [1, 1, 0])
+        assert {name: tensor.tolist() for name, tensor in picked.items()} == {
+            "value_net.bias": [2, 2, 1],
+            "log_std": [5, 6, 5, 6, 3, 4],
+            "trunk": [1, 1],
+        }
+        assert self.state["value_net.bias"].tolist() == [1, 2]
+
+    def test_of_one_head_for_several_groups(self, spec):
+        """As a policy with so many heads begins: all of them copies of SB3's."""
+        one, three = (make_policy(**spec, n_heads=n) for n in (1, N_HEADS))
+        state = pick_heads_in(one.state_dict(), 1, [0] * N_HEADS)
+        wide = three.state_dict()
+        assert state.keys() == {name for name in wide if not name.startswith("grouping.")}
+        assert all(value.equal(wide[name]) for name, value in state.items())
+
+
+SOURCES = [[0], [2], [0, 2], [1, 1, 1], [2, 0, 1], [0, 1, 2, 1], [1, 1, 0, 0, 2]]
+
+
+@pytest.mark.parametrize("sources", SOURCES, ids=str)
+class TestTakeHeads:
+    def test_every_head_becomes_its_source_with_its_moments(self, policy, sources):
         before, trunk = heads_of(policy), trunk_of(policy)
-        copy_head(policy, 2, 0, N_HEADS)
-        for key, heads in heads_of(policy).items():
-            assert heads[0].equal(before[key][2])
-            assert heads[1:].equal(before[key][1:])
-            assert not heads[0].equal(before[key][0])
+        take_heads(policy, N_HEADS, sources)
+        after = heads_of(policy, len(sources))
+        assert after.keys() == before.keys()
+        assert {key for _, key in after} > {""}, "no moments: this test says less"
+        for key, heads in after.items():
+            assert heads.equal(before[key][sources]), key
         assert same(trunk_of(policy), trunk)
 
-    def test_before_the_first_step_there_are_no_moments(self, spec):
+    def test_policy_and_optimizer_hold_the_same_parameters_in_the_same_order(self, policy, sources):
+        names, settings = list(dict(policy.named_parameters())), copy.deepcopy(policy.optimizer.state_dict()["param_groups"])
+        take_heads(policy, N_HEADS, sources)
+        assert list(dict(policy.named_parameters())) == names
+        optimised = [id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]]
+        assert optimised == [id(parameter) for parameter in policy.parameters()]
+        assert policy.optimizer.state_dict()["param_groups"] == settings
+        assert {id(parameter) for parameter in policy.optimizer.state} == set(optimised)
+        assert all(parameter.is_contiguous() and parameter.is_leaf for parameter in policy.parameters())
+
+    def test_layers_know_their_size(self, policy, sources):
+        n = policy.n_action_outputs
+        take_heads(policy, N_HEADS, sources)
+        assert policy.action_net.out_features == len(policy.action_net.weight) == n * len(sources)
+        assert policy.value_net.out_features == len(policy.value_net.weight) == len(sources)
+
+    def test_parameters_stay_the_same_objects_where_their_shape_does(self, policy, sources):
+        before = dict(policy.named_parameters())
+        take_heads(policy, N_HEADS, sources)
+        kept = {name for name, parameter in policy.named_parameters() if parameter is before[name]}
+        assert kept == (before.keys() if len(sources) == N_HEADS else before.keys() - HEAD_DIMS.keys())
+
+    def test_before_the_first_step_there_are_no_moments(self, spec, sources):
         policy = make_policy(**spec)
         with th.no_grad():
             policy.value_net.bias.copy_(th.tensor([1.0, 2.0, 3.0]))
-        copy_head(policy, 1, 2, N_HEADS)
-        assert policy.value_net.bias.tolist() == [1, 2, 2]
+        take_heads(policy, N_HEADS, sources)
+        assert policy.value_net.bias.tolist() == [1 + source for source in sources]
+        assert not policy.optimizer.state
+
+    def test_an_optimizer_without_moments(self, spec, sources):
+        policy = make_policy(**spec, optimizer_class=th.optim.SGD)
         step(policy)
-        assert policy.value_net.bias.isfinite().all()
+        before = heads_of(policy)
+        take_heads(policy, N_HEADS, sources)
+        assert not any(key for _, key in before)
+        assert all(heads.equal(before[key][sources]) for key, heads in heads_of(policy, len(sources)).items())
+
+    def test_hooks_move_on(self, policy, sources):
+        sizes: dict[str, list[Any]] = {"hook": [], "accumulated": []}
+        handle = policy.value_net.bias.register_hook(lambda gradient: sizes["hook"].append(len(gradient)))
+        policy.value_net.bias.register_post_accumulate_grad_hook(
+            lambda parameter: sizes["accumulated"].append(len(parameter.grad))
+        )
+        take_heads(policy, N_HEADS, sources)
+        policy.value_net.bias.grad = None
+        policy.value_net.bias.sum().backward()
+        assert sizes == {"hook": [len(sources)], "accumulated": [len(sources)]}
+        handle.remove()
+        policy.value_net.bias.sum().backward()
+        assert sizes == {"hook": [len(sources)], "accumulated": [len(sources)] * 2}
+
+    def test_what_is_frozen_stays_frozen(self, policy, sources):
+        policy.action_net.requires_grad_(False)
+        take_heads(policy, N_HEADS, sources)
+        assert not policy.action_net.weight.requires_grad
+        assert policy.value_net.weight.requires_grad
+
+    def test_a_layer_of_an_own_parameter_group_stays_in_it(self, spec, sources):
+        policy = make_policy(**spec)
+        others = [parameter for name, parameter in policy.named_parameters() if not name.startswith("value_net")]
+        groups: list[dict[str, Any]] = [dict(params=others), dict(params=list(policy.value_net.parameters()), lr=1e-5)]
+        policy.optimizer = th.optim.Adam(groups, lr=1e-2)
+        step(policy)
+        take_heads(policy, N_HEADS, sources)
+        own = policy.optimizer.param_groups[1]
+        assert own["lr"] == 1e-5
+        assert [id(parameter) for parameter in own["params"]] == [id(parameter) for parameter in policy.value_net.parameters()]
+        assert len(policy.optimizer.state[policy.value_net.bias]["exp_avg"]) == len(sources)
 
 
-class TestMergeHeads:
+class TestTakeAllHeads:
+    def test_changes_nothing(self, policy):
+        parameters, state = dict(policy.named_parameters()), copy.deepcopy(policy.optimizer.state_dict())
+        before = copy.deepcopy(policy.state_dict())
+        take_heads(policy, N_HEADS, list(range(N_HEADS)))
+        assert all(parameter is parameters[name] for name, parameter in policy.named_parameters())
+        assert same(policy.state_dict(), before)
+        after = policy.optimizer.state_dict()
+        assert after["param_groups"] == state["param_groups"]
+        assert all(same(after["state"][i], state["state"][i]) for i in state["state"])
+
+
+MERGES = [Merge(0, 2, 0.25, 0.0), Merge(1, 0, 0.5, 0.0)]
+EVENTS = [MERGES[:1], MERGES, [*MERGES, Split(1, 0, [0], 1.0)]]
+
+
+class TestLivingGraphs:
+    """What was computed before heads were taken, such as gSDE's noise, can stay alive."""
+
+    def make(self, spec):
+        policy = make_policy(**spec)
+        for _ in range(2):
+            step(policy)
+        return policy
+
+    @pytest.mark.parametrize("events", EVENTS, ids=["3 to 2", "3 to 1", "3 to 1 to 2"])
+    def test_do_not_disturb_gradients(self, spec, events):
+        gradients = []
+        for keeps_graph in (False, True):
+            policy = self.make(spec)
+            alive = loss_of(policy) if keeps_graph else None
+            for event in events:
+                policy.regroup(event)
+            policy.optimizer.zero_grad()
+            loss = loss_of(policy)
+            gradients.append(th.autograd.grad(loss, list(policy.parameters()), retain_graph=True))
+            loss.backward()
+            assert all(g.equal(p.grad) for g, p in zip(gradients[-1], policy.parameters(), strict=True))
+            assert all(g.shape == p.shape for g, p in zip(gradients[-1], policy.parameters(), strict=True))
+            assert (alive is not None) == keeps_graph
+        assert all(one.equal(other) for one, other in zip(*gradients, strict=True))
+
+    def test_their_gradients_do_not_reach_the_new_heads(self, spec):
+        policy = self.make(spec)
+        alive = loss_of(policy)
+        policy.optimizer.zero_grad()
+        policy.regroup(Merge(0, 2, 0.25, 0.0))
+        alive.backward()
+        reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+        assert reached
+        assert not reached & HEAD_DIMS.keys()
+
+
+class TestAverageHeads:
     @pytest.mark.parametrize("share", [0.75, 0.5, 1.0, 0.0])
     def test_average_by_hand(self, policy, share):
         before, trunk = heads_of(policy), trunk_of(policy)
-        merge_heads(policy, 2, 0, share, N_HEADS)
-        for (name, key), heads in heads_of(policy).items():
-            keep, gone, untouched = before[name, key][2], before[name, key][0], before[name, key][1]
-            th.testing.assert_close(heads[2], share * keep + (1 - share) * gone)
-            assert heads[0].equal(gone) if key == "" else not heads[0].any()
-            assert heads[1].equal(untouched)
+        average_heads(policy, N_HEADS, 2, 0, share)
+        for key, heads in heads_of(policy).items():
+            target, other = before[key][2], before[key][0]
+            th.testing.assert_close(heads[2], share * target + (1 - share) * other)
+            assert heads[:2].equal(before[key][:2])
         assert same(trunk_of(policy), trunk)
 
     def test_numbers(self):
@@ -168,127 +347,56 @@ class TestMergeHeads:
         policy.optimizer.state[bias]["exp_avg_sq"].copy_(th.tensor([16.0, 1.0, 0.0]))
         with th.no_grad():
             bias.copy_(th.tensor([10.0, 7.0, 2.0]))
-        merge_heads(policy, 0, 2, 0.75, N_HEADS)
+        average_heads(policy, N_HEADS, 0, 2, 0.75)
         assert bias.tolist() == [8, 7, 2]
-        assert policy.optimizer.state[bias]["exp_avg"].tolist() == [7, 1, 0]
+        assert policy.optimizer.state[bias]["exp_avg"].tolist() == [7, 1, 4]
         assert policy.optimizer.state[bias]["exp_avg_sq"].tolist() == [12, 1, 0]
         assert policy.optimizer.state[bias]["step"] == 1
 
     def test_equal_heads_stay_as_they_are(self, policy):
-        copy_head(policy, 0, 1, N_HEADS)
+        take_heads(policy, N_HEADS, [0, 0, 2])
         before = heads_of(policy)
-        merge_heads(policy, 0, 1, 0.3, N_HEADS)
-        assert all(heads[0].equal(before[key][0]) for key, heads in heads_of(policy).items())
-
-
-def narrow_shapes(policy, spec):
-    one = dict(make_policy(**spec, n_heads=1).named_parameters())
-    return all(parameter.shape == one[name].shape for name, parameter in policy.named_parameters())
-
-
-@contextmanager
-def alone(policy, group):
-    """``policy.trained_alone()`` while all cells belong to one group."""
-    policy.grouping.cell_to_group.fill_(group)
-    policy.note_groups()
-    with policy.trained_alone():
-        yield
-    policy.grouping.cell_to_group.copy_(th.arange(N_HEADS))
-    policy.note_groups()
-
-
-class TestOnlyHead:
-    def test_inside_are_shapes_and_values_of_one_head(self, policy, spec):
-        before = heads_of(policy)
-        with only_head(policy, 1, N_HEADS):
-            assert narrow_shapes(policy, spec)
-            named = dict(policy.named_parameters())
-            for (name, key), heads in before.items():
-                values = {"": named[name], **moments_of(policy, named[name])}
-                assert values[key].equal(heads[1])
-                assert values[key].is_contiguous()
-            optimised = [id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]]
-            assert optimised == [id(parameter) for parameter in policy.parameters()]
-
-    def test_without_a_change_inside_everything_stays(self, policy):
-        parameters, state = dict(policy.named_parameters()), copy.deepcopy(policy.optimizer.state_dict())
-        before = copy.deepcopy(policy.state_dict())
-        with only_head(policy, 1, N_HEADS):
-            pass
-        assert all(parameter is parameters[name] for name, parameter in policy.named_parameters())
-        assert list(dict(policy.named_parameters())) == list(parameters)
-        assert same(policy.state_dict(), before)
-        after = policy.optimizer.state_dict()
-        assert after["param_groups"] == state["param_groups"]
-        assert after["state"].keys() == state["state"].keys()
-        assert all(same(after["state"][i], state["state"][i]) for i in state["state"])
-
-    @pytest.mark.parametrize("head", range(N_HEADS))
-    def test_what_is_written_inside_comes_back_and_other_heads_stay(self, policy, head):
-        before, inside = heads_of(policy), {}
-        others = [other for other in range(N_HEADS) if other != head]
-        with only_head(policy, head, N_HEADS):
-            for name, parameter in policy.named_parameters():
-                if name in HEAD_DIMS:
-                    for key, value in {"": parameter.data, **moments_of(policy, parameter)}.items():
-                        value.mul_(2).add_(1)
-                        inside[name, key] = value.clone()
-        after = heads_of(policy)
-        assert after.keys() == inside.keys() == before.keys()
-        for key, heads in after.items():
-            assert heads[head].equal(inside[key])
-            assert not heads[head].equal(before[key][head])
-            assert heads[others].equal(before[key][others])
-
-    def test_only_that_head_learns(self, policy):
-        before = heads_of(policy)
-        with alone(policy, 1):
-            step(policy)
-        for key, heads in heads_of(policy).items():
-            assert [heads[h].equal(before[key][h]) for h in range(N_HEADS)] == [True, False, True]
-
-    def test_optimizer_state_that_begins_inside_is_whole_afterwards(self, spec):
-        policy = make_policy(**spec)
-        with alone(policy, 2):
-            step(policy)
-        for name, parameter in policy.named_parameters():
-            state = policy.optimizer.state[parameter]
-            assert state["step"] == 1
-            assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
-            if name in HEAD_DIMS:
-                moved = [head.any().item() for head in split_heads(state["exp_avg_sq"], HEAD_DIMS[name], N_HEADS)]
-                assert moved == [False, False, True]
-        assert len(policy.optimizer.state) == len(list(policy.parameters()))
-        step(policy)
-
-    def test_no_moments_no_state(self, spec):
-        policy = make_policy(**spec, optimizer_class=th.optim.SGD)
-        before = heads_of(policy)
-        with alone(policy, 0):
-            step(policy)
-        assert all(not moments_of(policy, parameter) for parameter in policy.parameters())
-        assert all(heads[1:].equal(before[key][1:]) for key, heads in heads_of(policy).items())
-
-    def test_an_exception_inside_restores_everything(self, policy):
-        parameters, before = dict(policy.named_parameters()), heads_of(policy)
-        n_states = len(policy.optimizer.state)
-        with pytest.raises(KeyError, match="inside"), only_head(policy, 1, N_HEADS):
-            raise KeyError("inside")
-        assert all(parameter is parameters[name] for name, parameter in policy.named_parameters())
-        optimised = [id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]]
-        assert optimised == [id(parameter) for parameter in parameters.values()]
+        average_heads(policy, N_HEADS, 0, 1, 0.3)
         assert same(heads_of(policy), before)
-        assert len(policy.optimizer.state) == n_states
+
+
+class TestRegroupedPolicies:
+    """Events as the policy applies them: relabel, average or copy, and drop or append."""
+
+    def test_a_merge_averages_and_drops(self, policy):
+        before, trunk = heads_of(policy), trunk_of(policy)
+        policy.regroup(Merge(2, 0, 0.75, 0.0))
+        assert policy.grouping.heads == [1, 2]
+        for key, heads in heads_of(policy).items():
+            assert heads[0].equal(before[key][1])
+            th.testing.assert_close(heads[1], 0.75 * before[key][2] + 0.25 * before[key][0])
+        assert same(trunk_of(policy), trunk)
         step(policy)
 
-    def test_a_graph_that_stays_alive_does_not_disturb_gradients(self, policy):
-        expected = th.autograd.grad(loss_of(policy), list(policy.parameters()))
-        with alone(policy, 1):
-            alive = loss_of(policy)
-            alive.backward(retain_graph=True)
-        gradients = th.autograd.grad(loss_of(policy), list(policy.parameters()))
-        assert all(one.equal(other) for one, other in zip(expected, gradients, strict=True))
-        assert alive.grad_fn is not None
+    def test_a_split_appends_a_copy(self, policy):
+        policy.regroup(Merge(0, 2, 0.5, 0.0))
+        before = heads_of(policy)
+        policy.regroup(Split(0, 2, [2], 1.0))
+        assert policy.grouping.heads == [0, 1, 2]
+        assert all(heads.equal(before[key][[0, 1, 0]]) for key, heads in heads_of(policy).items())
+        step(policy)
+        bias = split_heads(policy.action_net.bias.detach(), 0, 3)
+        assert not bias[0].equal(bias[2]), "each learns from its own steps"
+
+    def test_a_number_that_becomes_free_is_given_to_a_head_in_its_place(self, policy):
+        policy.regroup(Merge(1, 0, 0.5, 0.0))
+        before = heads_of(policy)
+        policy.regroup(Split(1, 0, [0], 1.0))
+        assert policy.grouping.heads == [0, 1, 2]
+        assert all(heads.equal(before[key][[0, 0, 1]]) for key, heads in heads_of(policy).items())
+
+    def test_down_to_one_head_is_of_the_shapes_of_sb3(self, policy, spec):
+        policy.regroup(Merge(2, 0, 0.5, 0.0))
+        policy.regroup(Merge(1, 2, 0.5, 0.0))
+        one = make_policy(**spec, n_heads=1)
+        assert [(n, p.shape) for n, p in policy.named_parameters()] == [(n, p.shape) for n, p in one.named_parameters()]
+        assert policy.state_dict().keys() == one.state_dict().keys()
+        step(policy)
 
 
 def make_model(max_groups, env_id="Pendulum-v1", **kwargs):
@@ -301,24 +409,21 @@ def make_model(max_groups, env_id="Pendulum-v1", **kwargs):
 @pytest.mark.parametrize(
     "options", [dict(use_sde=True), dict(use_sde=True, sde_sample_freq=4), dict(env_id="CartPole-v1")], ids=str
 )
-def test_a_group_trained_alone_splits_and_trains_on(max_groups, options):
+def test_one_group_splits_and_trains_on(max_groups, options):
     model = make_model(max_groups, **options)
     initial = heads_of(model.policy)
-    # noise that has been drawn inside keeps a graph of the parameter that was there
+    # the noise of the last rollout keeps a graph of the parameter that it was drawn from
     model.learn(64)
     one_group = heads_of(model.policy)
-    for name, key in one_group:
-        assert key != "" or not one_group[name, key][0].equal(initial[name, key][0])
-        assert one_group[name, key][1:].equal(initial.get((name, key), th.zeros_like(one_group[name, key]))[1:])
+    assert all(len(heads) == 1 for heads in one_group.values())
+    assert not any(heads.equal(one_group[key]) for key, heads in initial.items())
     model.policy.regroup(Split(0, 1, [4, 5, 6, 7], 1.0))
     split = heads_of(model.policy)
-    assert all(heads[0].equal(heads[1]) for heads in split.values())
+    assert all(heads.equal(one_group[key][[0, 0]]) for key, heads in split.items())
     model.learn(128, reset_num_timesteps=False)
     after = heads_of(model.policy)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
-    assert all(heads.isfinite().all() for heads in after.values())
-    for key, heads in after.items():
-        assert heads[2:].equal(initial[key][2:] if key in initial else th.zeros_like(heads[2:]))
+    assert all(heads.isfinite().all() and len(heads) == 2 for heads in after.values())
     assert not after["action_net.weight", ""][0].equal(after["action_net.weight", ""][1])
 
 
@@ -329,8 +434,8 @@ def test_merging_back_to_one_group_and_training_on(use_sde):
     model.learn(64, reset_num_timesteps=False)
     model.policy.regroup(Merge(2, 0, 0.25, 0.0))
     merged = heads_of(model.policy)
-    assert model.policy.only_group == 2
+    assert (model.policy.grouping.active, model.policy.n_heads) == ([2], 1)
     model.learn(64, reset_num_timesteps=False)
     for key, heads in heads_of(model.policy).items():
         assert heads.isfinite().all()
-        assert [heads[h].equal(merged[key][h]) for h in range(3)] == [True, True, False]
+        assert not heads.equal(merged[key])

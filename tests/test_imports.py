@@ -12,39 +12,62 @@ import sb3_grpo
 PACKAGE = Path(sb3_grpo.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What a module of the package may import of the package; modules not listed may import anything
-ALLOWED: dict[str, set[str]] = {
+# What a module may import of the package when it is imported, in the order in which modules build on each other. `BELOW`:
+# any module above its own line. Only the zoo is beyond the last line
+BELOW = None
+ALLOWED: dict[str, set[str] | None] = {
+    # pure functions, and what stands alone
     "losses": set(),
     "routing": set(),
     "distributions": set(),
-    "regroup_plan": set(),
-    "probe_math": {"distributions", "regroup_plan"},
     "heads": set(),
-    "plots": {"regroup_plan"},
-    "probes": {"distributions", "probe_math", "regroup_plan"},
-    "buffers": {"losses", "routing", "distributions"},
-    "reward_units": set(),
-    "policies": {
-        "losses",
-        "routing",
-        "distributions",
-        "buffers",
-        "regroup_plan",
-        "heads",
-        "interrupts",
-        "probes",
-        "reward_units",
-    },
-    "update": {"losses", "routing", "distributions", "buffers", "regroup_plan", "heads", "interrupts", "probes", "policies"},
+    "regroup_plan": set(),
     "interrupts": set(),
-    "arguments": {"routing"},
     "saving": set(),
     "tensorboard": set(),
+    "envs": set(),
+    # what is known of rewards, values, groups and probes
+    "reward_scale": set(),
+    "value_scale": {"losses"},
+    "balancing": {"losses"},
+    "preprocessing": {"routing"},
+    "grouping": {"regroup_plan", "routing"},
+    "probe_math": {"distributions", "regroup_plan"},
+    "probes": {"distributions", "probe_math", "regroup_plan"},
+    "plots": {"regroup_plan"},
     "evaluation": {"interrupts"},
-    "callbacks": {"evaluation", "regroup_plan", "interrupts", "plots", "saving", "tensorboard"},
+    "buffers": set(),
+    "advantages": {"buffers", "losses"},
+    "diagnostics": {"buffers", "heads", "losses", "routing"},
+    # the policy, and what is done with it
+    "headed_policy": {
+        "buffers",
+        "diagnostics",
+        "distributions",
+        "grouping",
+        "heads",
+        "interrupts",
+        "preprocessing",
+        "regroup_plan",
+        "routing",
+        "value_scale",
+    },
+    "policies": {"diagnostics", "distributions", "headed_policy"},
+    "objective": {"buffers", "losses", "policies"},
+    "update": {"buffers", "interrupts", "losses", "objective", "policies"},
+    "epochs": {"buffers", "diagnostics", "losses", "policies", "update"},
+    "regrouping": {"buffers", "distributions", "interrupts", "policies", "probe_math", "probes", "regroup_plan"},
+    "arguments": {"advantages", "balancing", "buffers", "policies", "routing"},
+    "callbacks": {"evaluation", "interrupts", "plots", "regroup_plan", "regrouping", "saving", "tensorboard"},
     "task_sampling": {"arguments", "evaluation", "interrupts", "losses"},
+    # the algorithm
+    "model_files": BELOW,
+    "grpo": BELOW,
+    "__init__": BELOW,
 }
-TOP = {"grpo", "callbacks", "rl_zoo", "zoo"}
+# What a module names in annotations only, although it is not below it: these imports are never executed
+ANNOTATED: dict[str, set[str]] = {"diagnostics": {"balancing", "policies", "update"}}
+ZOO = {"zoo", "zoo_configs"}
 
 
 def imported_names(source: str, package: str) -> set[str]:
@@ -90,22 +113,60 @@ def test_imports_are_found(source, expected):
     assert own_modules(imported_names(source, "sb3_grpo")) == expected
 
 
+def files_of(name: str) -> list[Path]:
+    """The module, or the modules of the subpackage."""
+    return sorted((PACKAGE / name).glob("*.py")) or [PACKAGE / f"{name}.py"]
+
+
+def executed_modules(name: str) -> set[str]:
+    """Modules of the package that are imported with this one or by its functions, without those of annotations only."""
+    trees = [ast.parse(path.read_text()) for path in files_of(name)]
+    sources = [ast.unparse(RemoveAnnotated().visit(tree)) for tree in trees]
+    return set().union(*(own_modules(imported_names(source, "sb3_grpo")) for source in sources)) - {name}
+
+
+class RemoveAnnotated(ast.NodeTransformer):
+    """Without ``if TYPE_CHECKING:``."""
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        is_annotation = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return ast.Pass() if is_annotation else self.generic_visit(node)
+
+
+def test_every_module_is_listed():
+    modules = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert modules - ZOO == ALLOWED.keys()
+
+
 @pytest.mark.parametrize("name", ALLOWED)
 def test_a_module_imports_only_what_is_below_it(name):
-    assert own_modules(imports_of(PACKAGE / f"{name}.py")) <= ALLOWED[name]
+    names = list(ALLOWED)
+    below = set(names[: names.index(name)])
+    allowed = ALLOWED[name]
+    assert allowed is BELOW or allowed <= below, "the list itself must be in order"
+    assert executed_modules(name) <= (below if allowed is BELOW else allowed)
 
 
-@pytest.mark.parametrize("path", [p for p in PACKAGE.glob("*.py") if p.stem not in {*TOP, "__init__"}], ids=lambda p: p.stem)
-def test_nothing_below_imports_the_algorithm(path):
-    assert not own_modules(imports_of(path)) & TOP
+@pytest.mark.parametrize("name", [name for name, allowed in ALLOWED.items() if allowed])
+def test_the_list_allows_nothing_that_is_not_used(name):
+    assert executed_modules(name) == ALLOWED[name]
 
 
-def test_callbacks_do_not_import_the_algorithm():
-    assert "grpo" not in own_modules(imports_of(PACKAGE / "callbacks.py"))
+@pytest.mark.parametrize("name", ALLOWED)
+def test_other_modules_are_named_in_annotations_only_where_it_is_listed(name):
+    named = set().union(*(own_modules(imports_of(path)) for path in files_of(name))) - executed_modules(name) - {name}
+    assert named == ANNOTATED.get(name, set())
 
 
-def test_the_algorithm_does_not_import_the_zoo():
-    assert not own_modules(imports_of(PACKAGE / "grpo.py")) & {"rl_zoo", "zoo"}
+def test_an_annotation_is_told_from_an_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
+    for name in ("policies", "losses", "heads"):
+        (tmp_path / f"{name}.py").touch()
+    source = (
+        "from typing import TYPE_CHECKING\nfrom sb3_grpo.losses import f\nif TYPE_CHECKING:\n    import sb3_grpo.policies\n"
+    )
+    (tmp_path / "module.py").write_text(f"{source}def g():\n    from sb3_grpo import heads\n")
+    assert executed_modules("module") == {"losses", "heads", "__init__"}
 
 
 @pytest.mark.parametrize(
@@ -113,6 +174,7 @@ def test_the_algorithm_does_not_import_the_zoo():
 )
 def test_only_the_zoo_modules_import_the_zoo(path):
     assert not {name for name in imports_of(path) if name.split(".")[0] == "rl_zoo3"}
+    assert not own_modules(imports_of(path)) & ZOO
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "envs").glob("*.py")), ids=lambda path: path.stem)
@@ -157,10 +219,10 @@ def test_imports_that_are_executed_are_found(source, expected):
     assert set(executed_imports(ast.parse(source).body)) == expected
 
 
-# RL Zoo is an extra, and `zoo` loads these two
+# RL Zoo is an extra: functions of `zoo/__init__.py` load the other modules of the folder
 @pytest.mark.parametrize(
     "path",
-    [path for path in MODULES if path.stem != "rl_zoo" and path.parent.name != "zoo_configs"],
+    [path for path in MODULES if path.parent.name != "zoo" or path.stem.startswith("__")],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_only_declared_packages_are_imported_at_once(path):

@@ -1,5 +1,5 @@
 """
-One group and lambda 0 is Stable-Baselines3's PPO: every tensor equal to the last bit, also with heads in reserve.
+One group is Stable-Baselines3's PPO: every tensor equal to the last bit, also where it may be split.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from tiny_envs import RandomEnv
 
 from sb3_grpo import GRPO
 from sb3_grpo.envs.cartpole import TaskCartPole
-from sb3_grpo.heads import HEAD_DIMS, split_heads
+from sb3_grpo.regroup_plan import Merge, Split
 
 N_UPDATES = 3
 SMALL = dict(net_arch=[16])
@@ -39,18 +39,38 @@ def same_tensors(model: PPO, other: PPO) -> bool:
     return all(th.equal(value, actual[name]) for name, value in expected.items())
 
 
-def pair(make_env: Any, policy: Any, *, group_kwargs: Any = None, **kwargs: Any) -> tuple[PPO, PPO]:
+def n_updates(model: PPO) -> float:
+    return model.logger.name_to_value["train/n_updates"]
+
+
+def pair(make_env: Any, policy: Any, *, group_kwargs: Any = None, **kwargs: Any) -> tuple[PPO, GRPO]:
     one_group: dict[str, Any] = {"n_groups": 1, "group_coef": 0.0, **(group_kwargs or {})}
-    return train(PPO, make_env, policy, **kwargs), train(GRPO, make_env, policy, **one_group, **kwargs)
+    ppo, grpo = train(PPO, make_env, policy, **kwargs), train(GRPO, make_env, policy, **one_group, **kwargs)
+    assert isinstance(grpo, GRPO)
+    return ppo, grpo
 
 
-def check_parity(*args, **kwargs) -> tuple[PPO, PPO]:
+def check_same(ppo: PPO, grpo: PPO) -> None:
+    """Names, shapes, order and values of parameters, of the ``state_dict`` and of all that the optimizer keeps."""
+    assert n_updates(ppo) == n_updates(grpo) >= N_UPDATES
+    for of in (th.nn.Module.named_parameters, th.nn.Module.state_dict):
+        one, other = dict(of(ppo.policy)), dict(of(grpo.policy))
+        assert list(one) == list(other)
+        for name, tensor in one.items():
+            assert tensor.shape == other[name].shape, name
+            assert tensor.equal(other[name]), name
+    expected, actual = (model.policy.optimizer.state_dict() for model in (ppo, grpo))
+    assert expected["param_groups"] == actual["param_groups"]
+    assert expected["state"].keys() == actual["state"].keys()
+    for index, state in expected["state"].items():
+        assert state.keys() == actual["state"][index].keys()
+        for name, value in state.items():
+            assert th.as_tensor(value).equal(th.as_tensor(actual["state"][index][name])), (index, name)
+
+
+def check_parity(*args, **kwargs) -> tuple[PPO, GRPO]:
     ppo, grpo = pair(*args, **kwargs)
-    assert ppo._n_updates == grpo._n_updates >= N_UPDATES
-    assert same_tensors(ppo, grpo)
-    ppo_moments, grpo_moments = (model.policy.optimizer.state_dict()["state"] for model in (ppo, grpo))
-    assert ppo_moments.keys() == grpo_moments.keys()
-    assert all(th.equal(ppo_moments[i]["exp_avg_sq"], grpo_moments[i]["exp_avg_sq"]) for i in ppo_moments)
+    check_same(ppo, grpo)
     return ppo, grpo
 
 
@@ -103,16 +123,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_options(options):
-    if "optimizer_class" in options.get("policy_kwargs", {}):
-        assert same_tensors(*pair(cartpole, "MlpPolicy", **options))
-    else:
-        check_parity(cartpole, "MlpPolicy", **options)
+    check_parity(cartpole, "MlpPolicy", **options)
 
 
 def test_target_kl_stops_in_the_same_minibatch():
     options = dict(target_kl=0.003, learning_rate=1e-2, n_epochs=5)
     ppo, _ = check_parity(cartpole, "MlpPolicy", **options)
-    assert ppo._n_updates < 5 * N_UPDATES, "the limit was never reached: this test says nothing"
+    assert n_updates(ppo) < 5 * N_UPDATES, "the limit was never reached: this test says nothing"
 
 
 # PPO recommends another batch size
@@ -182,16 +199,45 @@ def test_vec_normalize():
         np.testing.assert_array_equal(one.var, other.var)
 
 
-def test_predictions(make_env):
-    ppo, grpo = check_parity(make_env, "MlpPolicy")
+def raw_parameters(distribution: Any) -> list[th.Tensor]:
+    """What an SB3 distribution was made of: logits, or means and deviations."""
+    parts = distribution.distribution if isinstance(distribution.distribution, list) else [distribution.distribution]
+    names = ["mean", "stddev"] if isinstance(parts[0], th.distributions.Normal) else ["logits"]
+    return [getattr(part, name) for part in parts for name in names]
+
+
+def check_predictions(ppo: PPO, grpo: PPO) -> None:
+    """Actions, the outputs behind them, values and likelihoods."""
     ppo.set_random_seed(0)
-    obs = np.stack([ppo.observation_space.sample() for _ in range(20)])
-    np.testing.assert_array_equal(ppo.predict(obs, deterministic=True)[0], grpo.predict(obs, deterministic=True)[0])
-    samples = []
-    for model in (ppo, grpo):
-        th.manual_seed(0)
-        samples.append(model.predict(obs)[0])
-    np.testing.assert_array_equal(samples[0], samples[1])
+    batch = np.stack([ppo.observation_space.sample() for _ in range(20)])
+    for deterministic in (True, False):
+        actions = []
+        for model in (ppo, grpo):
+            th.manual_seed(0)
+            actions.append(model.predict(batch, deterministic=deterministic)[0])
+        np.testing.assert_array_equal(actions[0], actions[1])
+    tensor = th.as_tensor(batch)
+    with th.no_grad():
+        outputs = []
+        for model in (ppo, grpo):
+            th.manual_seed(0)
+            outputs.append(
+                [
+                    *model.policy(tensor),
+                    model.policy.predict_values(tensor),
+                    *raw_parameters(model.policy.get_distribution(tensor)),
+                ]
+            )
+    assert len(outputs[0]) == len(outputs[1]) > 4
+    assert all(one.equal(other) for one, other in zip(*outputs, strict=True))
+
+
+def test_predictions(make_env):
+    check_predictions(*check_parity(make_env, "MlpPolicy"))
+
+
+def test_predictions_with_gsde():
+    check_predictions(*check_parity(pendulum, "MlpPolicy", use_sde=True))
 
 
 def test_logged_values():
@@ -202,70 +248,42 @@ def test_logged_values():
     assert [logs[1][name] for name in names] == pytest.approx([logs[0][name] for name in names])
 
 
-N_HEADS = 4
-# probes watch, but nothing they say is enough for a split
-RESERVE: dict[str, Any] = dict(max_groups=N_HEADS, split_kl=1000.0)
+# may be split, but nothing that the probes say is enough
+MAY_SPLIT: dict[str, Any] = dict(max_groups=8, split_kl=1000.0)
 
 
-def head_of(tensor: th.Tensor, name: str, head: int, n_heads: int = N_HEADS) -> th.Tensor:
-    return split_heads(tensor, HEAD_DIMS[name], n_heads)[head] if name in HEAD_DIMS else tensor
-
-
-def check_parity_of_the_first_head(*args, **kwargs) -> tuple[PPO, GRPO]:
-    ppo, grpo = pair(*args, group_kwargs=RESERVE, **kwargs)
-    assert isinstance(grpo, GRPO)
-    check_first_head(ppo, grpo, train_nothing(*args, **kwargs))
+def check_parity_of_one_that_may_split(*args, **kwargs) -> tuple[PPO, GRPO]:
+    ppo, grpo = check_parity(*args, group_kwargs=MAY_SPLIT, **kwargs)
+    assert grpo.regrouper is not None
+    assert grpo.regrouper.probes.counts.sum() > 0, "the probes have not learnt: this test says less"
+    assert grpo.regroup_history == []
     return ppo, grpo
 
 
-def check_first_head(ppo: PPO, grpo: GRPO, untrained: PPO) -> None:
-    n_heads = grpo.policy.max_groups
-    assert ppo._n_updates == grpo._n_updates >= N_UPDATES
-    assert grpo.regrouper.probes is not None
-    assert grpo.regrouper.probes.counts.sum() > 0
-    assert grpo.regroup_history == []
-    wide, fresh = dict(grpo.policy.named_parameters()), untrained.policy.state_dict()
-    for name, parameter in ppo.policy.named_parameters():
-        assert th.equal(parameter, head_of(wide[name], name, 0, n_heads)), name
-        moments, wide_moments = (model.policy.optimizer.state[p] for model, p in ((ppo, parameter), (grpo, wide[name])))
-        assert moments.keys() == wide_moments.keys()
-        assert moments
-        for key, moment in moments.items():
-            own = head_of(wide_moments[key], name, 0, n_heads) if moment.shape == parameter.shape else wide_moments[key]
-            assert th.equal(moment, own), (name, key)
-        for head in range(1, n_heads) if name in HEAD_DIMS else []:
-            assert th.equal(head_of(wide[name], name, head, n_heads), fresh[name]), name
-
-
-def train_nothing(make_env: Any, policy: Any, *, policy_kwargs: Any = None, **kwargs: Any) -> PPO:
-    env = make_env()
-    return PPO(policy, env, seed=7, policy_kwargs={**SMALL, **(policy_kwargs or {})}, use_sde=kwargs.get("use_sde", False))
-
-
-class TestHeadsInReserve:
+class TestOneGroupThatMaySplit:
     def test_action_spaces(self, make_env):
-        check_parity_of_the_first_head(make_env, "MlpPolicy")
+        check_parity_of_one_that_may_split(make_env, "MlpPolicy")
 
     def test_advantages_not_normalised_and_entropy_bonus(self, make_env):
-        check_parity_of_the_first_head(make_env, "MlpPolicy", normalize_advantage=False, ent_coef=0.01)
+        check_parity_of_one_that_may_split(make_env, "MlpPolicy", normalize_advantage=False, ent_coef=0.01)
 
     @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
     def test_options(self, options):
-        check_parity_of_the_first_head(pendulum, "MlpPolicy", **options)
+        check_parity_of_one_that_may_split(pendulum, "MlpPolicy", **options)
 
     @pytest.mark.parametrize("options", SDE_OPTIONS.values(), ids=SDE_OPTIONS.keys())
     def test_gsde(self, options):
-        check_parity_of_the_first_head(pendulum, "MlpPolicy", use_sde=True, **options)
+        check_parity_of_one_that_may_split(pendulum, "MlpPolicy", use_sde=True, **options)
 
     def test_target_kl(self):
         options = dict(target_kl=0.003, learning_rate=1e-2, n_epochs=5)
-        ppo, _ = check_parity_of_the_first_head(cartpole, "MlpPolicy", **options)
-        assert ppo._n_updates < 5 * N_UPDATES, "the limit was never reached: this test says nothing"
+        ppo, _ = check_parity_of_one_that_may_split(cartpole, "MlpPolicy", **options)
+        assert n_updates(ppo) < 5 * N_UPDATES, "the limit was never reached: this test says nothing"
 
     def test_several_environments_with_images_in_a_dict(self):
         space = spaces.Dict({"img": spaces.Box(0, 255, (36, 36, 1), np.uint8), "vec": spaces.Box(-1, 1, (2,))})
         small = dict(features_extractor_kwargs=dict(cnn_output_dim=16))
-        check_parity_of_the_first_head(
+        check_parity_of_one_that_may_split(
             lambda: make_vec_env(lambda: RandomEnv(space, spaces.Discrete(2)), 2, seed=0),
             "MultiInputPolicy",
             policy_kwargs=small,
@@ -274,30 +292,32 @@ class TestHeadsInReserve:
         )
 
     def test_vec_normalize(self):
-        check_parity_of_the_first_head(lambda: VecNormalize(make_vec_env("Pendulum-v1", n_envs=2)), "MlpPolicy")
+        check_parity_of_one_that_may_split(lambda: VecNormalize(make_vec_env("Pendulum-v1", n_envs=2)), "MlpPolicy")
 
     def test_predictions(self, make_env):
-        ppo, grpo = check_parity_of_the_first_head(make_env, "MlpPolicy")
-        ppo.set_random_seed(0)
-        obs = np.stack([ppo.observation_space.sample() for _ in range(20)])
-        for deterministic in (True, False):
-            actions = []
-            for model in (ppo, grpo):
-                th.manual_seed(0)
-                actions.append(model.predict(obs, deterministic=deterministic)[0])
-            np.testing.assert_array_equal(actions[0], actions[1])
+        check_predictions(*check_parity_of_one_that_may_split(make_env, "MlpPolicy"))
 
     def test_continued_after_loading(self, tmp_path):
-        models = pair(pendulum, "MlpPolicy", group_kwargs=RESERVE)
-        weights = []
+        models = pair(pendulum, "MlpPolicy", group_kwargs=MAY_SPLIT)
+        loaded = []
         for model in models:
             model.save(tmp_path / "model")
-            loaded = type(model).load(tmp_path / "model", env=pendulum())
-            loaded.set_random_seed(3)
-            weights.append(dict(loaded.learn(128, reset_num_timesteps=False).policy.named_parameters()))
-        ppo, grpo = weights
-        assert all(th.equal(value, head_of(grpo[name], name, 0)) for name, value in ppo.items())
-        assert not th.equal(ppo["action_net.weight"], models[0].policy.state_dict()["action_net.weight"])
+            loaded.append(type(model).load(tmp_path / "model", env=pendulum()))
+            loaded[-1].set_random_seed(3)
+            loaded[-1].learn(128, reset_num_timesteps=False)
+        check_same(*loaded)
+        assert not same_tensors(loaded[0], models[0])
+
+    def test_split_and_merged_before_the_first_update(self):
+        """A head that was appended and dropped again leaves nothing behind."""
+        ppo, grpo = (train(kind, cartpole, "MlpPolicy", n_steps=32, **kwargs) for kind, kwargs in ((PPO, {}), (GRPO, {})))
+        assert isinstance(grpo, GRPO)
+        grpo.policy.regroup(Split(0, 1, [3], 0.5))
+        grpo.policy.regroup(Merge(0, 1, 1.0, 0.0))
+        for model in (ppo, grpo):
+            model.set_random_seed(4)
+            model.learn(96, reset_num_timesteps=False)
+        check_same(ppo, grpo)
 
 
 class TestDefaults:
@@ -308,27 +328,29 @@ class TestDefaults:
         # rollouts as long as these are looked at one by one
         options = dict(n_steps=1536, batch_size=256)
         ppo, grpo = train(PPO, make_env, "MlpPolicy", **options), train(GRPO, make_env, "MlpPolicy", **options)
+        check_same(ppo, grpo)
         assert isinstance(grpo, GRPO)
-        check_first_head(ppo, grpo, train_nothing(make_env, "MlpPolicy"))
         assert (grpo.n_groups, grpo.max_groups, grpo.policy.grouping.active) == (1, 8, [0])
-        assert grpo.regrouping_due, "the probes were never asked: this test says less"
+        assert grpo.regrouper is not None
+        assert grpo.regrouper.due(grpo.regroup_rule, grpo.n_rollouts), "the probes were never asked: this test says less"
         assert grpo.logger.name_to_value["groups/coef_effective"] > 0
 
     @pytest.mark.parametrize("make_env", [cartpole, pendulum])
     def test_two_groups_are_not(self, make_env):
         ppo, grpo = train(PPO, make_env, "MlpPolicy"), train(GRPO, make_env, "MlpPolicy", n_groups=2)
-        assert isinstance(grpo, GRPO)
-        with pytest.raises(AssertionError, match=r"mlp_extractor|log_std"):
-            check_first_head(ppo, grpo, train_nothing(make_env, "MlpPolicy"))
+        with pytest.raises(AssertionError, match=r"mlp_extractor|log_std|action_net"):
+            check_same(ppo, grpo)
 
 
 class TestNegativeControls:
-    def test_two_groups_differ_from_ppo_in_the_first_head(self):
-        two = dict(**RESERVE, n_groups=2, merge_kl=None)
-        ppo, grpo = pair(cartpole, "MlpPolicy", group_kwargs=two)
+    def test_two_groups_differ_from_ppo_in_every_head(self):
+        ppo, grpo = pair(cartpole, "MlpPolicy", group_kwargs=dict(**MAY_SPLIT, n_groups=2, merge_kl=None))
+        assert grpo.policy.n_heads == 2
         wide = dict(grpo.policy.named_parameters())
         for name, parameter in ppo.policy.named_parameters():
-            assert not th.equal(parameter, head_of(wide[name], name, 0)), name
+            for part in wide[name].chunk(1 if name.startswith("mlp_extractor") else 2):
+                assert part.shape == parameter.shape
+                assert not th.equal(parameter, part), name
 
     def test_four_groups_differ_from_ppo(self):
         ppo, grpo = pair(cartpole, "MlpPolicy", group_kwargs=dict(n_groups=4, group_coef=0.02))

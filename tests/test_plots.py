@@ -10,7 +10,6 @@ import torch as th
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import ConvertCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]  # tensorboard has no types
 from test_regrouping import ROLLOUT, Scripted, make_model
 
@@ -210,20 +209,6 @@ class TestCallback:
     def test_bad_figure_freq(self, value):
         with pytest.raises(ValueError, match=f"`figure_freq` must be an integer of at least 0, got {value!r}"):
             RegroupCallback(figure_freq=value)
-
-    def test_an_interrupt_leaves_no_latents(self):
-        def interrupt(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
-            if locals_["self"].num_timesteps > ROLLOUT + 8:
-                raise KeyboardInterrupt
-            return True
-
-        model, callback = make_model(), RegroupCallback()
-        # nobody has started yet
-        callback.on_training_interrupted()
-        with pytest.raises(KeyboardInterrupt):
-            model.learn(2 * ROLLOUT, [callback, ConvertCallback(interrupt)])
-        callback.on_training_interrupted()
-        assert model.policy.kept_latents is None
 
     @pytest.mark.parametrize("where", ["regroup", "reset_noise"])
     def test_an_event_is_applied_as_a_whole(self, monkeypatch, where):

@@ -8,7 +8,9 @@ import torch as th
 from gymnasium import spaces
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from sb3_grpo import MlpPolicy, MultiInputPolicy
+from sb3_grpo import MlpPolicy, MultiInputPolicy, regrouping
+from sb3_grpo.regroup_plan import Merge
+from sb3_grpo.regrouping import grad_log_prob, head_outputs
 
 N_HEADS = 3
 ACTION_SPACES = {
@@ -29,7 +31,8 @@ def make_policy(action_space, obs_space=OBS_SPACE, router_kwargs=None, policy_cl
         net_arch=[8],
         router=router,
         router_kwargs=router_kwargs or dict(columns=(2, 2 + N_HEADS)),
-        **kwargs,
+        # without arguments one group per cell
+        **{"n_groups": None, **kwargs},
     )
 
 
@@ -180,28 +183,32 @@ class TestGroups:
     def test_are_those_of_the_cells(self):
         policy = make_policy(ACTION_SPACES["discrete"])
         assert policy.groups(make_obs(GROUPS)).equal(GROUPS)
-        policy.grouping.cell_to_group.copy_(th.tensor([2, 0, 0]))
+        policy.adopt_groups([2, 0, 0])
         assert policy.groups(make_obs(GROUPS)).equal(th.tensor([2, 0, 0])[GROUPS])
 
     def test_cells_are_dealt_by_the_seed(self):
         obs_space = spaces.Box(0, 1, (12,))
         kwargs = dict(obs_space=obs_space, router_kwargs=dict(columns=(0, 12)), n_groups=3)
         one, same, other = (make_policy(ACTION_SPACES["discrete"], **kwargs, group_seed=seed) for seed in (1, 1, 2))
-        assert one.cell_to_group.equal(same.cell_to_group)
-        assert not one.cell_to_group.equal(other.cell_to_group)
+        assert one.grouping.cell_to_group.equal(same.grouping.cell_to_group)
+        assert not one.grouping.cell_to_group.equal(other.grouping.cell_to_group)
 
-    def test_spare_heads_are_not_used_at_the_start(self):
+    def test_there_is_one_head_for_each_in_use(self):
         policy = make_policy(ACTION_SPACES["discrete"], n_groups=2, max_groups=5)
-        assert sorted(policy.grouping.cell_to_group.unique().tolist()) == [0, 1]
-        assert policy.action_net.out_features == 5 * 4
-        assert policy.value_net.out_features == 5
+        assert sorted(policy.grouping.cell_to_group.unique().tolist()) == policy.grouping.heads == [0, 1]
+        assert (policy.n_heads, policy.action_net.out_features, policy.value_net.out_features) == (2, 2 * 4, 2)
 
-    def test_given_groups_are_as_good_as_looked_up(self, action_space):
+    def test_all_heads_that_there_can_be_where_shapes_must_not_change(self):
+        policy = make_policy(ACTION_SPACES["discrete"], n_groups=2, max_groups=5, all_heads=True)
+        assert policy.grouping.active == [0, 1]
+        assert (policy.n_heads, policy.action_net.out_features, policy.value_net.out_features) == (5, 5 * 4, 5)
+
+    def test_given_heads_are_as_good_as_looked_up(self, action_space):
         policy = make_policy(action_space)
         randomize(policy)
         obs, actions = make_obs(GROUPS), sample_actions(action_space, len(GROUPS))
         looked_up = policy.evaluate_actions(obs, actions)
-        given, wrong = (policy.evaluate_rollout(obs, actions, groups) for groups in (GROUPS, (GROUPS + 1) % N_HEADS))
+        given, wrong = (policy.evaluate_rollout(obs, actions, heads) for heads in (GROUPS, (GROUPS + 1) % N_HEADS))
         assert all(one.equal(other) for one, other in zip(looked_up, given, strict=True))
         assert not any(one.equal(other) for one, other in zip(looked_up, wrong, strict=True) if one.ndim == 2)
 
@@ -220,18 +227,20 @@ class TestNumberOfHeads:
     )
     def test_default(self, kwargs, expected):
         policy = make_policy(ACTION_SPACES["discrete"], **kwargs)
-        assert (policy.n_groups, policy.max_groups) == expected
-        assert policy.value_net.out_features == expected[1]
-        assert len(policy.grouping.active) == expected[0]
-        assert (regrouper.probes is None) == (expected[1] == 1)
+        assert (len(policy.grouping.active), policy.grouping.max_groups) == expected
+        assert policy.value_net.out_features == policy.n_heads == expected[0]
 
     def test_random_numbers_are_drawn_as_with_one_head(self, action_space):
         states = []
-        for kwargs in (dict(n_groups=1), dict(n_groups=1, max_groups=5), dict()):
+        for kwargs in (dict(n_groups=1), dict(n_groups=1, max_groups=5), dict(), dict(all_heads=True)):
             make_policy(action_space, use_sde=isinstance(action_space, spaces.Box), **kwargs)
             states.append(th.get_rng_state())
-        assert states[0].equal(states[1])
-        assert states[0].equal(states[2])
+        assert all(state.equal(states[0]) for state in states)
+
+
+def outputs_of(policy: MlpPolicy, latent: th.Tensor, heads: list[int]) -> tuple[th.Tensor, Any]:
+    """For actions of which it is known whether they have deviations."""
+    return head_outputs(policy, latent, heads)
 
 
 class TestHeadOutputs:
@@ -239,7 +248,7 @@ class TestHeadOutputs:
         policy = make_policy(action_space)
         randomize(policy)
         latent = th.randn(5, 8)
-        outputs, log_std = policy.head_outputs(latent, th.arange(N_HEADS))
+        outputs, log_std = outputs_of(policy, latent, list(range(N_HEADS)))
         for group in range(N_HEADS):
             weight, bias = head(policy.action_net, group)
             th.testing.assert_close(outputs[:, group], latent @ weight.T + bias)
@@ -253,7 +262,7 @@ class TestHeadOutputs:
         policy = make_policy(ACTION_SPACES["box"], use_sde=True, full_std=full_std)
         randomize(policy)
         latent = th.randn(5, 8)
-        outputs, log_std = policy.head_outputs(latent, th.arange(N_HEADS))
+        outputs, log_std = outputs_of(policy, latent, list(range(N_HEADS)))
         for group in range(N_HEADS):
             weight, bias = head(policy.action_net, group)
             th.testing.assert_close(outputs[:, group], latent @ weight.T + bias)
@@ -261,15 +270,23 @@ class TestHeadOutputs:
             th.testing.assert_close(log_std[:, group], (latent.square() @ std.square() + 1e-6).sqrt().log())
 
     @pytest.mark.parametrize("use_sde", [True, False])
-    def test_of_heads_in_reserve_too(self, use_sde):
-        policy = make_policy(ACTION_SPACES["box"], n_groups=1, max_groups=4, use_sde=use_sde)
-        outputs, log_std = policy.head_outputs(th.randn(5, 8), th.arange(4))
+    def test_some_heads_in_any_order(self, use_sde):
+        policy = make_policy(ACTION_SPACES["box"], use_sde=use_sde)
+        randomize(policy)
+        latent = th.randn(5, 8)
+        for every, some in zip(outputs_of(policy, latent, [0, 1, 2]), outputs_of(policy, latent, [2, 0, 2]), strict=True):
+            assert some.equal(every[:, [2, 0, 2]])
+
+    @pytest.mark.parametrize("use_sde", [True, False])
+    def test_of_heads_that_are_not_in_use(self, use_sde):
+        policy = make_policy(ACTION_SPACES["box"], n_groups=1, max_groups=4, use_sde=use_sde, all_heads=True)
+        outputs, log_std = outputs_of(policy, th.randn(5, 8), list(range(4)))
         assert outputs.shape == log_std.shape == (5, 4, 2)
         for each in (outputs, log_std):
             th.testing.assert_close(each, each[:, :1].expand(5, 4, 2))
 
 
-class TestScore:
+class TestGradLogProb:
     latent = th.randn(len(GROUPS), 8, generator=th.Generator().manual_seed(2))
 
     def by_hand(self, policy, actions):
@@ -277,51 +294,58 @@ class TestScore:
         randomize(policy)
         outputs, log_std = (
             None if each is None else each[th.arange(len(GROUPS)), GROUPS].detach()
-            for each in policy.head_outputs(self.latent, th.arange(N_HEADS))
+            for each in head_outputs(policy, self.latent, list(range(N_HEADS)))
         )
-        return outputs, None if log_std is None else log_std.exp(), policy.score(self.latent, GROUPS, actions)
+        return outputs, None if log_std is None else log_std.exp(), grad_log_prob(policy, self.latent, GROUPS, actions)
 
     def test_discrete(self):
         actions = sample_actions(ACTION_SPACES["discrete"], len(GROUPS))
-        outputs, _, score = self.by_hand(make_policy(ACTION_SPACES["discrete"]), actions)
-        th.testing.assert_close(score, th.eye(4)[actions] - outputs.softmax(dim=1))
+        outputs, _, gradient = self.by_hand(make_policy(ACTION_SPACES["discrete"]), actions)
+        th.testing.assert_close(gradient, th.eye(4)[actions] - outputs.softmax(dim=1))
 
     def test_multi_discrete(self):
         actions = sample_actions(ACTION_SPACES["multi_discrete"], len(GROUPS)).long()
-        outputs, _, score = self.by_hand(make_policy(ACTION_SPACES["multi_discrete"]), actions)
+        outputs, _, gradient = self.by_hand(make_policy(ACTION_SPACES["multi_discrete"]), actions)
         parts = [
             th.eye(n)[a] - part.softmax(dim=1) for n, a, part in zip((2, 3), actions.T, outputs.split([2, 3], 1), strict=True)
         ]
-        th.testing.assert_close(score, th.cat(parts, dim=1))
+        th.testing.assert_close(gradient, th.cat(parts, dim=1))
 
     def test_multi_binary(self):
         actions = sample_actions(ACTION_SPACES["multi_binary"], len(GROUPS))
-        outputs, _, score = self.by_hand(make_policy(ACTION_SPACES["multi_binary"]), actions)
-        th.testing.assert_close(score, actions - outputs.sigmoid())
+        outputs, _, gradient = self.by_hand(make_policy(ACTION_SPACES["multi_binary"]), actions)
+        th.testing.assert_close(gradient, actions - outputs.sigmoid())
 
     @pytest.mark.parametrize("kwargs", [dict(), dict(use_sde=True), dict(use_sde=True, full_std=False)], ids=str)
     def test_box_in_units_of_the_standard_deviation(self, kwargs):
         actions = sample_actions(ACTION_SPACES["box"], len(GROUPS))
-        mean, std, score = self.by_hand(make_policy(ACTION_SPACES["box"], **kwargs), actions)
-        th.testing.assert_close(score, (actions - mean) / std, atol=1e-5, rtol=1e-4)
+        mean, std, gradient = self.by_hand(make_policy(ACTION_SPACES["box"], **kwargs), actions)
+        th.testing.assert_close(gradient, (actions - mean) / std, atol=1e-5, rtol=1e-4)
 
     def test_squashed_actions_count_before_tanh(self):
         before = th.randn(len(GROUPS), 2, generator=th.Generator().manual_seed(3))
-        mean, std, score = self.by_hand(make_policy(ACTION_SPACES["box"], use_sde=True, squash_output=True), before.tanh())
-        th.testing.assert_close(score, (before - mean) / std, atol=1e-4, rtol=1e-3)
+        mean, std, gradient = self.by_hand(make_policy(ACTION_SPACES["box"], use_sde=True, squash_output=True), before.tanh())
+        th.testing.assert_close(gradient, (before - mean) / std, atol=1e-4, rtol=1e-3)
 
     def test_leaves_no_gradients_and_needs_no_graph(self, action_space):
         policy, actions = make_policy(action_space), sample_actions(action_space, len(GROUPS))
         with th.no_grad():
-            score = policy.score(self.latent, GROUPS, actions)
-        assert score.any()
-        assert not score.requires_grad
+            gradient = grad_log_prob(policy, self.latent, GROUPS, actions)
+        assert gradient.any()
+        assert not gradient.requires_grad
         assert all(parameter.grad is None for parameter in policy.parameters())
 
-    def test_of_one_group_with_heads_in_reserve(self, action_space):
-        policy, alone = make_policy(action_space, n_groups=1, max_groups=4), make_policy(action_space)
-        actions, groups = sample_actions(action_space, len(GROUPS)), th.zeros(len(GROUPS), dtype=th.long)
-        th.testing.assert_close(policy.score(self.latent, groups, actions), alone.score(self.latent, groups, actions))
+    def test_of_one_group(self, action_space):
+        policies = [make_policy(action_space, n_groups=1, max_groups=4), make_policy(action_space)]
+        actions, heads = sample_actions(action_space, len(GROUPS)), th.zeros(len(GROUPS), dtype=th.long)
+        th.testing.assert_close(*(grad_log_prob(policy, self.latent, heads, actions) for policy in policies))
+
+    def test_does_not_depend_on_how_many_steps_are_computed_at_once(self, action_space, monkeypatch):
+        policy, actions = make_policy(action_space), sample_actions(action_space, len(GROUPS))
+        randomize(policy)
+        expected = grad_log_prob(policy, self.latent, GROUPS, actions)
+        monkeypatch.setattr(regrouping, "MAX_OUTPUTS", 3 * N_HEADS * policy.n_action_outputs)
+        th.testing.assert_close(grad_log_prob(policy, self.latent, GROUPS, actions), expected)
 
 
 VARIANTS = [
@@ -331,19 +355,9 @@ VARIANTS = [
 ]
 
 
-def give_all_cells_to(policy, group):
-    policy.grouping.cell_to_group.fill_(group)
-    policy.note_groups()
-
-
 @pytest.mark.parametrize(("name", "kwargs"), VARIANTS, ids=str)
-class TestOneGroupOfManyHeads:
-    """While all cells belong to one group only its head is computed: the same numbers, at the cost of one head."""
-
-    def make(self, name, kwargs):
-        policy = make_policy(ACTION_SPACES[name], **kwargs)
-        randomize(policy)
-        return policy, make_obs(GROUPS), sample_actions(ACTION_SPACES[name], len(GROUPS))
+class TestOneGroup:
+    """One head, several copies of it, and one of several: the same numbers."""
 
     def outputs(self, policy, obs, actions):
         _, values, _ = policy(obs, deterministic=True)
@@ -352,87 +366,77 @@ class TestOneGroupOfManyHeads:
             values,
             policy.predict_values(obs),
             policy.get_distribution(obs).log_prob(actions),
-            policy._predict(obs, deterministic=True),
+            th.as_tensor(policy.predict(obs.numpy(), deterministic=True)[0]),
         ]
 
     @pytest.mark.parametrize("group", range(N_HEADS))
     def test_as_if_chosen_from_all(self, name, kwargs, group):
-        policy, *data = self.make(name, kwargs)
-        give_all_cells_to(policy, group)
-        assert policy.only_group == group
-        alone = self.outputs(policy, *data)
-        policy.exact_single_group = False
-        policy.note_groups()
-        assert policy.only_group is None
-        for one, other in zip(alone, self.outputs(policy, *data), strict=True):
+        policy = make_policy(ACTION_SPACES[name], **kwargs)
+        randomize(policy)
+        data = make_obs(GROUPS), sample_actions(ACTION_SPACES[name], len(GROUPS))
+        # all heads are held, and every cell has the same one
+        policy.grouping.assign([group] * N_HEADS, range(N_HEADS))
+        chosen = self.outputs(policy, *data)
+        policy.adopt_groups([group] * N_HEADS)
+        assert (policy.n_heads, policy.grouping.heads) == (1, [group])
+        for one, other in zip(self.outputs(policy, *data), chosen, strict=True):
+            th.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        policy.hold_heads(True)
+        assert policy.n_heads == N_HEADS
+        for one, other in zip(self.outputs(policy, *data), chosen, strict=True):
             th.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
     @pytest.mark.parametrize("group", range(N_HEADS))
-    def test_trained_alone(self, name, kwargs, group):
-        policy, *data = self.make(name, kwargs)
-        shapes = {name: parameter.shape for name, parameter in policy.named_parameters()}
-        give_all_cells_to(policy, group)
-        before = self.outputs(policy, *data)
-        with policy.trained_alone():
-            assert policy.n_heads == 1
-            assert len(policy.value_net.weight) == 1
-            assert all(one.equal(other) for one, other in zip(before, self.outputs(policy, *data), strict=True))
-        assert policy.n_heads == N_HEADS
-        assert {name: parameter.shape for name, parameter in policy.named_parameters()} == shapes
-        assert all(one.equal(other) for one, other in zip(before, self.outputs(policy, *data), strict=True))
+    def test_numbers_of_groups_stay(self, name, kwargs, group):
+        policy = make_policy(ACTION_SPACES[name], **kwargs)
+        policy.adopt_groups([group] * N_HEADS)
+        assert policy.groups(make_obs(GROUPS)).tolist() == [group] * len(GROUPS)
+        assert policy.grouping.heads_at(make_obs(GROUPS)).tolist() == [0] * len(GROUPS)
 
 
-class TestTrainedAlone:
-    def test_with_several_groups_nothing_happens(self, action_space):
-        policy = make_policy(action_space)
-        parameters = list(policy.parameters())
-        with policy.trained_alone():
-            assert policy.n_heads == N_HEADS
-            assert all(one is other for one, other in zip(policy.parameters(), parameters, strict=True))
+class TestLoadedStates:
+    """What a state says of groups is taken over, and the number of heads with it."""
 
-    def test_after_an_exception_all_is_as_before(self):
-        policy = make_policy(ACTION_SPACES["box"])
-        parameters = list(policy.parameters())
-        give_all_cells_to(policy, 1)
-        with pytest.raises(KeyError, match="inside"), policy.trained_alone():
-            raise KeyError("inside")
-        assert policy.n_heads == N_HEADS
-        assert all(one is other for one, other in zip(policy.parameters(), parameters, strict=True))
-
-
-class TestOnlyGroup:
-    def test_one_head_has_none(self):
-        assert make_policy(ACTION_SPACES["discrete"], n_groups=1).only_group is None
-
-    def test_heads_in_reserve(self):
-        assert make_policy(ACTION_SPACES["discrete"], n_groups=1, max_groups=4).only_group == 0
-
-    def test_follows_a_loaded_state(self):
+    def test_one_group_of_another_policy(self):
         one, many = make_policy(ACTION_SPACES["discrete"]), make_policy(ACTION_SPACES["discrete"])
-        give_all_cells_to(one, 2)
+        randomize(one)
+        randomize(many)
+        one.regroup(Merge(2, 0, 0.5, 0.0))
+        obs = make_obs(GROUPS)
         state = {name: value.clone() for name, value in many.state_dict().items()}
+        before = many.predict_values(obs)
         many.load_state_dict(one.state_dict())
-        assert many.only_group == 2
-        assert many.groups(make_obs(GROUPS)).tolist() == [2] * len(GROUPS)
+        assert many.grouping.heads == [1, 2]
+        assert many.groups(obs).equal(one.groups(obs))
+        assert many.predict_values(obs).equal(one.predict_values(obs))
         many.load_state_dict(state)
-        assert many.only_group is None
-        assert many.groups(make_obs(GROUPS)).equal(GROUPS)
+        assert many.grouping.heads == [0, 1, 2]
+        assert many.groups(obs).equal(GROUPS)
+        assert many.predict_values(obs).equal(before)
 
-    def test_survives_saving(self, tmp_path):
+    def test_one_head_serves_every_group(self):
+        one, many = make_policy(ACTION_SPACES["discrete"], n_groups=1), make_policy(ACTION_SPACES["discrete"])
+        randomize(one)
+        many.load_state_dict(one.state_dict())
+        assert many.groups(make_obs(GROUPS)).equal(GROUPS)
+        th.testing.assert_close(many.predict_values(make_obs(GROUPS)), one.predict_values(make_obs(GROUPS)))
+
+    def test_survive_saving(self, tmp_path):
         policy = make_policy(ACTION_SPACES["box"], use_sde=True)
         randomize(policy)
-        give_all_cells_to(policy, 1)
+        for event in (Merge(1, 0, 0.5, 0.0), Merge(1, 2, 0.5, 0.0)):
+            policy.regroup(event)
         policy.save(str(tmp_path / "policy.pth"))
         loaded = MlpPolicy.load(str(tmp_path / "policy.pth"))
-        assert loaded.only_group == 1
         obs = make_obs(GROUPS)
-        assert loaded._predict(obs, deterministic=True).equal(policy._predict(obs, deterministic=True))
+        for one, other in zip(loaded(obs, deterministic=True)[:2], policy(obs, deterministic=True)[:2], strict=True):
+            th.testing.assert_close(one, other)
 
     def test_cells_do_not_depend_on_groups(self):
         policy = make_policy(ACTION_SPACES["discrete"])
-        give_all_cells_to(policy, 1)
-        assert policy.cells(make_obs(GROUPS)).equal(GROUPS)
-        assert not make_policy(ACTION_SPACES["discrete"], n_groups=1).cells(make_obs(GROUPS)).any()
+        policy.adopt_groups([1, 1, 1])
+        assert policy.grouping.cells(make_obs(GROUPS)).equal(GROUPS)
+        assert not make_policy(ACTION_SPACES["discrete"], n_groups=1).grouping.cells(make_obs(GROUPS)).any()
 
 
 class TestForward:
@@ -547,7 +551,7 @@ def test_saved_policy_is_the_same_when_loaded(tmp_path, router, router_kwargs):
     assert all(expected[name].equal(actual[name]) for name in expected)
     assert loaded.predict_values(obs).equal(policy.predict_values(obs))
     assert loaded.groups(obs).equal(policy.groups(obs))
-    assert (loaded.n_groups, loaded.max_groups) == (2, 4)
+    assert (loaded.grouping.active, loaded.grouping.max_groups) == ([0, 1], 4)
 
 
 class TestNonFiniteObservations:

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_grpo import routing
-from sb3_grpo.policies import resolve_group_counts, deal_cells
+from sb3_grpo.grouping import deal_cells, resolve_group_counts
 from sb3_grpo.routing import make_router
 
 

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from tiny_envs import RandomEnv
 
-from sb3_grpo import GRPO, saving
+from sb3_grpo import GRPO, MlpPolicy, saving
+from sb3_grpo.heads import HEAD_DIMS, pick_heads
 from sb3_grpo.regroup_plan import Merge, Split
 from sb3_grpo.saving import complete_file
 
@@ -32,14 +35,24 @@ def regrouped() -> GRPO:
     model = make_model(normalize_advantage="group", max_groups=5).learn(128)
     model.policy.regroup(Merge(0, 2, 0.5, 0.01))
     model.policy.regroup(Split(1, 4, [1], 0.4))
-    model.policy.grouping.cell_to_group[0] = 3
-    model.policy.note_groups()
+    model.policy.regroup(Merge(3, 0, 0.5, 0.02))
+    model.policy.regroup(Split(3, 0, [2], 0.5))
     return model
+
+
+def task_obs() -> th.Tensor:
+    """Two observations of each task."""
+    return th.cat([th.randn(8, 4, generator=th.Generator().manual_seed(0)), th.eye(4).repeat(2, 1)], dim=1)
+
+
+def scales(model: GRPO) -> th.Tensor:
+    assert model.policy.value_scale is not None
+    return model.policy.value_scale.scale
 
 
 def everything(model: GRPO) -> dict[str, th.Tensor]:
     policy = model.policy
-    buffers = {f"buffer {name}": value for name, value in policy.named_buffers()}
+    buffers = {f"buffer {name}": value for name, value in [*policy.named_buffers(), *model.training_state().items()]}
     moments = {
         f"{name} {key}": value
         for name, parameter in policy.named_parameters()
@@ -54,6 +67,15 @@ def assert_same(left: GRPO, right: GRPO) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         assert value.equal(other[name]), name
+
+
+def remove_entry(path: Path, name: str) -> None:
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist() if entry != name}
+        assert len(entries) < len(archive.namelist())
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, content)
 
 
 class TestCompleteFile:
@@ -190,6 +212,27 @@ class TestLoadTensors:
             target.load_tensors(path)
         assert all(value.equal(before[name]) for name, value in everything(target).items())
 
+    @pytest.mark.parametrize("kind", ["zip", "safetensors"])
+    @pytest.mark.parametrize("kwargs", [dict(), dict(normalize_advantage="group")], ids=str)
+    def test_the_number_of_heads_becomes_that_of_the_file(self, tmp_path, kind, kwargs):
+        """In both directions: merged down to one, and split again."""
+        model, path = make_model(**kwargs).learn(64), tmp_path / f"model.{kind}"
+        obs = task_obs()
+        for event in (Merge(0, 2, 0.5, 0.01), Merge(3, 0, 0.5, 0.01), Merge(3, 1, 0.5, 0.01), Split(3, 0, [0, 2], 0.5)):
+            model.policy.regroup(event)
+            model.save(path) if kind == "zip" else model.save_tensors(path)
+            fresh = make_model(**kwargs)
+            fresh.load_tensors(path)
+            assert_same(model, fresh)
+            assert fresh.policy.grouping.heads == model.policy.grouping.heads
+            assert fresh.policy.predict_values(obs).equal(model.policy.predict_values(obs))
+            fresh.learn(64, reset_num_timesteps=False)
+        other = make_model(**kwargs).learn(64)
+        for event in (Merge(0, 3, 0.5, 0.01), Merge(1, 0, 0.5, 0.01), Merge(1, 2, 0.5, 0.01)):
+            other.policy.regroup(event)
+        other.load_tensors(path)
+        assert_same(model, other)
+
     def test_of_ppo_is_refused(self, tmp_path):
         PPO("MlpPolicy", "CartPole-v1", n_steps=64).save(tmp_path / "ppo")
         with pytest.raises(ValueError, match="must be a file of GRPO"):
@@ -205,8 +248,40 @@ class TestLoadTensors:
 class TestLoad:
     def test_a_file_of_ppo_is_refused(self, tmp_path):
         PPO("MlpPolicy", "CartPole-v1", n_steps=64).save(tmp_path / "ppo")
-        with pytest.raises(ValueError, match=r"must be a file of GRPO, got one of another algorithm \(perhaps PPO\)"):
+        with pytest.raises(ValueError, match=r"must be a file of GRPO, got one of another algorithm \(such as PPO\)"):
             GRPO.load(tmp_path / "ppo")
+
+    @pytest.mark.parametrize("kwargs", [dict(), dict(n_groups=1)], ids=str)
+    def test_a_file_of_an_earlier_version_is_refused(self, tmp_path, kwargs):
+        """They had no entry with the state of the training."""
+        make_model(**kwargs).save(tmp_path / "model")
+        GRPO.load(tmp_path / "model")
+        remove_entry(tmp_path / "model.zip", saving.TRAINING_STATE)
+        with pytest.raises(ValueError, match=r"must be a file of GRPO, got one of .* or of an earlier version"):
+            GRPO.load(tmp_path / "model")
+        with pytest.raises(ValueError, match=r"it has no 'grouping\.cell_to_group'"):
+            make_model(**kwargs).load_tensors(tmp_path / "model.zip")
+
+    @pytest.mark.parametrize("kwargs", [dict(), dict(normalize_advantage="group")], ids=str)
+    def test_grown_saved_and_merged_back_to_one(self, tmp_path, kwargs):
+        model = GRPO("MlpPolicy", "CartPole-v1", **{**KWARGS, **kwargs}).learn(64)
+        obs = th.randn(50, 4, generator=th.Generator().manual_seed(0))
+        events: list[Merge | Split] = [
+            Split(0, 1, [1, 2, 3], 0.5),
+            Split(1, 2, [3], 0.5),
+            Merge(2, 0, 0.5, 0.0),
+            Merge(2, 1, 0.25, 0.0),
+        ]
+        for event, n_heads in zip(events, [2, 3, 2, 1], strict=True):
+            model.policy.regroup(event)
+            model.save(tmp_path / "model")
+            loaded = GRPO.load(tmp_path / "model", env=model.get_env())
+            assert loaded.policy.n_heads == len(loaded.policy.grouping.active) == n_heads
+            assert_same(model, loaded)
+            for one, other in zip(*(m.policy(obs, deterministic=True) for m in (model, loaded)), strict=True):
+                assert one.equal(other)
+            model = loaded.learn(64, reset_num_timesteps=False)
+        assert model.policy.grouping.heads == [2]
 
     def test_half_a_file_is_refused(self, tmp_path):
         make_model().save(tmp_path / "model")
@@ -251,7 +326,7 @@ class TestLoad:
         loaded = GRPO.load(tmp_path / "model", normalize_advantage=True)
         obs = th.randn(5, 8)
         assert loaded.policy.predict_values(obs).equal(model.policy.predict_values(obs))
-        assert not model.policy.value_scale.equal(th.ones(4))
+        assert not scales(model).equal(th.ones(4))
 
     def test_value_units_can_begin_later(self, tmp_path):
         model = make_model().learn(64)
@@ -260,7 +335,7 @@ class TestLoad:
         obs = th.randn(5, 8)
         assert loaded.policy.predict_values(obs).equal(model.policy.predict_values(obs))
         loaded.learn(64)
-        assert not loaded.policy.value_scale.equal(th.ones(4))
+        assert not scales(loaded).equal(th.ones(4))
 
 
 class TestAssignedValues:
@@ -319,16 +394,211 @@ class TestStateDict:
         model, other = regrouped(), make_model(normalize_advantage="group", max_groups=5)
         parameters: Any = copy.deepcopy(model.get_parameters())
         other.set_parameters(parameters)
-        obs = th.cat([th.randn(8, 4), th.eye(4).repeat(2, 1)], dim=1)
+        obs = task_obs()
         assert other.policy.groups(obs).equal(model.policy.groups(obs))
         assert other.policy.predict_values(obs).equal(model.policy.predict_values(obs))
 
     def test_with_a_missing_map_of_groups_is_refused(self):
         model = regrouped()
         state = model.policy.state_dict()
-        del state["cell_to_group"]
-        with pytest.raises(RuntimeError, match="cell_to_group"):
+        del state["grouping.cell_to_group"]
+        with pytest.raises(RuntimeError, match=r"grouping\.cell_to_group"):
             model.policy.load_state_dict(state)
+
+
+class TestPoliciesAlone:
+    """``policy.save`` and ``Policy.load`` know nothing of a model."""
+
+    @pytest.mark.parametrize("kwargs", [dict(), dict(normalize_advantage="group")], ids=str)
+    @pytest.mark.parametrize("n_events", range(5))
+    def test_act_the_same_whatever_has_happened_to_the_groups(self, tmp_path, kwargs, n_events):
+        model = GRPO("MlpPolicy", "CartPole-v1", **{**KWARGS, **kwargs}).learn(64)
+        events: list[Merge | Split] = [
+            Split(0, 1, [1, 2, 3], 0.5),
+            Split(1, 2, [3], 0.5),
+            Merge(2, 0, 0.5, 0.0),
+            Merge(2, 1, 0.25, 0.0),
+        ]
+        for event in events[:n_events]:
+            model.policy.regroup(event)
+            model.learn(64, reset_num_timesteps=False)
+        model.policy.save(str(tmp_path / "policy.pth"))
+        loaded = MlpPolicy.load(str(tmp_path / "policy.pth"))
+        obs = th.randn(50, 4, generator=th.Generator().manual_seed(0))
+        for one, other in zip(*(policy(obs, deterministic=True) for policy in (model.policy, loaded)), strict=True):
+            assert one.equal(other)
+        assert loaded.n_heads == [1, 2, 3, 2, 1][n_events]
+
+
+SPACES: dict[str, Any] = {
+    "discrete": spaces.Discrete(3),
+    "box": spaces.Box(-1, 1, (2,), np.float32),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(3),
+}
+
+
+class TestOneGroupIsReadByPPO:
+    """A file of a model with one group is one of PPO's, with an entry that PPO does not read."""
+
+    def env(self, space: Any) -> RandomEnv:
+        observation_space = spaces.Box(-1, 1, (4,), np.float32)
+        observation_space.seed(0)
+        return RandomEnv(observation_space, space)
+
+    def check_actions(self, model: PPO, loaded: PPO) -> th.Tensor:
+        obs = np.random.default_rng(0).uniform(-1, 1, (30, 4)).astype(np.float32)
+        for deterministic in (True, False):
+            actions = []
+            for each in (model, loaded):
+                th.manual_seed(0)
+                actions.append(each.predict(obs, deterministic=deterministic)[0])
+            np.testing.assert_array_equal(actions[0], actions[1])
+        return th.as_tensor(obs)
+
+    @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+    @pytest.mark.parametrize("kwargs", [dict(n_groups=1), dict()], ids=["one", "may split"])
+    def test_predicts_the_same_and_trains_on_as_a_model_of_ppo(self, tmp_path, space, kwargs):
+        trained = []
+        for kind, own in ((PPO, dict()), (GRPO, kwargs)):
+            model = kind("MlpPolicy", self.env(space), **KWARGS, **own).learn(64)
+            model.save(tmp_path / "model")
+            loaded = PPO.load(tmp_path / "model", env=self.env(space))
+            assert type(loaded) is PPO
+            if kind is GRPO:
+                obs = self.check_actions(model, loaded)
+                assert loaded.policy.predict_values(obs).equal(model.policy.predict_values(obs))
+            loaded.set_random_seed(5)
+            trained.append(loaded.learn(64, reset_num_timesteps=False))
+        (ppo, ppo_moments), (grpo, grpo_moments) = (
+            (model.policy.state_dict(), model.policy.optimizer.state_dict()["state"]) for model in trained
+        )
+        assert list(ppo) == list(grpo)
+        assert all(value.equal(grpo[name]) for name, value in ppo.items())
+        assert all(state["exp_avg"].equal(grpo_moments[index]["exp_avg"]) for index, state in ppo_moments.items())
+
+    def test_gsde(self, tmp_path):
+        model = GRPO("MlpPolicy", self.env(SPACES["box"]), use_sde=True, **KWARGS).learn(64)
+        model.save(tmp_path / "model")
+        loaded = PPO.load(tmp_path / "model", env=self.env(SPACES["box"]))
+        for each in (model, loaded):
+            # both draw their noise from the same numbers
+            th.manual_seed(0)
+            each.policy.reset_noise(30)
+        obs = self.check_actions(model, loaded)
+        assert loaded.policy.predict_values(obs).equal(model.policy.predict_values(obs))
+        loaded.learn(64)
+
+    @pytest.mark.parametrize("kwargs", [dict(n_groups=1), dict()], ids=["one", "may split"])
+    def test_value_heads_with_a_scale(self, tmp_path, kwargs):
+        model = GRPO("MlpPolicy", self.env(SPACES["discrete"]), normalize_advantage="group", **KWARGS, **kwargs).learn(128)
+        assert model.policy.value_scale is not None
+        assert abs(model.policy.value_scale.scale.item() - 1) > 0.1, "a scale of 1 would say nothing"
+        model.save(tmp_path / "model")
+        loaded = PPO.load(tmp_path / "model", env=self.env(SPACES["discrete"]))
+        obs = self.check_actions(model, loaded)
+        th.testing.assert_close(loaded.policy.predict_values(obs), model.policy.predict_values(obs))
+        loaded.learn(64)
+
+    def test_after_merging_back_to_one(self, tmp_path):
+        model = GRPO("MlpPolicy", self.env(SPACES["box"]), **KWARGS).learn(64)
+        model.policy.regroup(Split(0, 1, [2, 3], 0.5))
+        model.learn(64, reset_num_timesteps=False)
+        model.policy.regroup(Merge(1, 0, 0.5, 0.0))
+        model.save(tmp_path / "model")
+        loaded = PPO.load(tmp_path / "model", env=self.env(SPACES["box"]))
+        obs = self.check_actions(model, loaded)
+        assert loaded.policy.predict_values(obs).equal(model.policy.predict_values(obs))
+        loaded.learn(64)
+
+    @pytest.mark.parametrize("model", [make_model, regrouped])
+    def test_control_one_with_several_groups_is_refused(self, tmp_path, model):
+        model().save(tmp_path / "model")
+        with pytest.raises(RuntimeError, match=r"has [34] heads, but .*; GRPO\.load is what loads"):
+            PPO.load(tmp_path / "model")
+
+    def test_holds_what_ppos_file_holds_and_one_entry_more(self, tmp_path):
+        for kind in (PPO, GRPO):
+            kind("MlpPolicy", "CartPole-v1", n_steps=64).save(tmp_path / kind.__name__)
+        ppo, grpo = (set(zipfile.ZipFile(tmp_path / f"{name}.zip").namelist()) for name in ("PPO", "GRPO"))
+        assert grpo - ppo == {saving.TRAINING_STATE}
+        assert ppo <= grpo
+
+
+@pytest.fixture
+def _no_compiler(monkeypatch):
+    """Compiled functions are the functions themselves: what is tested is which parameters they are of."""
+    monkeypatch.setattr(th, "compile", lambda function, **_: function)
+
+
+COMPILED: dict[str, dict[str, Any]] = {
+    "one group": dict(n_groups=1, max_groups=4),
+    "two of four": dict(n_groups=2, max_groups=4),
+    "scaled values": dict(n_groups=3, max_groups=4, normalize_advantage="group"),
+    "one group with a scaled value": dict(n_groups=1, max_groups=4, normalize_advantage="group"),
+    "all": dict(),
+}
+
+
+@pytest.mark.usefixtures("_no_compiler")
+class TestFilesOfCompiledModels:
+    """They hold all heads that there can be, since no shape may change; other models hold those in use."""
+
+    @pytest.mark.parametrize("kwargs", COMPILED.values(), ids=COMPILED)
+    @pytest.mark.parametrize("compiled", [True, False])
+    def test_fit_models_that_are_not_and_the_other_way_round(self, tmp_path, kwargs, compiled):
+        model = make_model(compile=compiled, merge_kl=None, split_kl=None, **kwargs).learn(128)
+        model.save(tmp_path / "model")
+        loaded = GRPO.load(tmp_path / "model", env=model.get_env(), compile=not compiled)
+        groups = model.policy.grouping.active
+        for each, is_compiled in ((model, compiled), (loaded, not compiled)):
+            assert each.policy.grouping.active == groups
+            assert each.policy.grouping.heads == (list(range(4)) if is_compiled else groups)
+            assert each.policy.n_heads == len(each.policy.grouping.heads) == each.policy.value_net.out_features
+        obs = task_obs()
+        for one, other in zip(*(each.policy(obs, deterministic=True) for each in (model, loaded)), strict=True):
+            # other numbers of columns are other orders of summation
+            th.testing.assert_close(one, other)
+        self.check_heads(model, loaded, groups)
+        loaded.learn(64, reset_num_timesteps=False)
+
+    def check_heads(self, model: GRPO, loaded: GRPO, groups: list[int]) -> None:
+        """Parameters, moments and scales of the groups in use are bit for bit those of the file."""
+        seen: list[dict[tuple[str, str], th.Tensor]] = []
+        for each in (model, loaded):
+            policy = each.policy
+            sources = [policy.grouping.heads.index(group) for group in groups]
+            found: dict[tuple[str, str], th.Tensor] = {}
+            for name, parameter in policy.named_parameters():
+                state = {key: value for key, value in policy.optimizer.state[parameter].items() if value.ndim}
+                assert state
+                for key, value in {"": parameter.detach(), **state}.items():
+                    in_use = name in HEAD_DIMS
+                    found[name, key] = pick_heads(value, HEAD_DIMS[name], policy.n_heads, sources) if in_use else value
+            if policy.value_scale is not None:
+                found |= {("scale", ""): policy.value_scale.scale[sources], ("count", ""): policy.value_scale.count[sources]}
+                assert policy.value_scale.count.any()
+            seen.append(found)
+        assert seen[0].keys() == seen[1].keys()
+        for key, value in seen[0].items():
+            assert value.equal(seen[1][key]), key
+
+    @pytest.mark.parametrize("kwargs", COMPILED.values(), ids=COMPILED)
+    def test_fit_compiled_models(self, tmp_path, kwargs):
+        model = make_model(compile=True, **kwargs).learn(64)
+        model.save(tmp_path / "model")
+        assert_same(model, GRPO.load(tmp_path / "model"))
+
+    def test_parameters_that_are_set_are_those_that_are_trained(self):
+        """A compiled update remembers the parameters that it was made for."""
+        model, other = make_model(compile=True).learn(64), make_model(n_groups=2)
+        model.set_parameters(copy.deepcopy(other.get_parameters()))  # type: ignore[arg-type]  # SB3's own annotations differ
+        obs = task_obs()
+        th.testing.assert_close(model.policy.predict_values(obs), other.policy.predict_values(obs))
+        before = everything(model)
+        model.learn(64, reset_num_timesteps=False)
+        after = everything(model)
+        assert {name for name, _ in model.policy.named_parameters() if after[name].equal(before[name])} == set()
 
 
 class TestBeginningWithPPO:
@@ -352,6 +622,27 @@ class TestBeginningWithPPO:
         for one, other in zip(expected, actual, strict=True):
             th.testing.assert_close(one, other)
         grpo.learn(128)
+
+    @pytest.mark.parametrize(("kwargs", "keeps"), [(dict(), True), (dict(n_groups=1), True), (dict(n_groups=3), False)])
+    def test_one_group_goes_on_with_ppos_moments_and_several_begin_anew(self, kwargs, keeps):
+        ppo = PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu").learn(64)
+        grpo = GRPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu", **kwargs)
+        grpo.set_parameters(copy.deepcopy(ppo.get_parameters()))  # type: ignore[arg-type]  # SB3's own annotations differ
+        expected, actual = (model.policy.optimizer.state_dict()["state"] for model in (ppo, grpo))
+        assert bool(actual) == keeps
+        for index, state in actual.items():
+            assert all(value.equal(expected[index][name]) for name, value in state.items())
+
+    def test_an_estimated_scale_of_values_begins_anew(self):
+        ppo = PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu").learn(64)
+        grpo = GRPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu", normalize_advantage="group").learn(64)
+        scale = grpo.policy.value_scale
+        assert scale is not None
+        assert scale.count.item() == 64
+        grpo.policy.load_state_dict(ppo.policy.state_dict())
+        assert (scale.count.item(), scale.scale.item()) == (0, 1)
+        obs = th.randn(5, 4)
+        assert grpo.policy.predict_values(obs).equal(ppo.policy.predict_values(obs))
 
     def test_control_another_network_does_not_fit(self):
         ppo = PPO("MlpPolicy", "CartPole-v1", n_steps=64, policy_kwargs=dict(net_arch=[8]))

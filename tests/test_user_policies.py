@@ -16,8 +16,11 @@ from tiny_envs import RandomEnv
 from torch import nn
 
 from sb3_grpo import GRPO, MlpPolicy
-from sb3_grpo.regroup_plan import Merge
-from sb3_grpo.update import EagerUpdate, FlatUpdate
+from sb3_grpo.heads import pick_heads_in
+from sb3_grpo.objective import PPOObjective
+from sb3_grpo.regroup_plan import Merge, Split
+from sb3_grpo.regrouping import head_outputs
+from sb3_grpo.update import FlatStepper, HookedStepper, OptimizerStepper, make_eager_update, takes_plain_steps
 
 KWARGS: dict[str, Any] = dict(n_steps=32, batch_size=16, n_epochs=2, seed=0, device="cpu", learning_rate=3e-3)
 BOX, DISCRETE = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3)
@@ -117,7 +120,7 @@ class TestSubclasses:
             ),
             (
                 "action_net",
-                r"`action_net` must be one torch.nn.Linear with `max_groups` \(8\) heads side by side, got Sequential",
+                r"`action_net` must be one torch.nn.Linear .* where `max_groups` \(8\) is above 1, got Sequential",
             ),
         ],
     )
@@ -126,7 +129,7 @@ class TestSubclasses:
         with pytest.raises(ValueError, match=message):
             GRPO(change(MlpPolicy), make_env(space), **KWARGS)
 
-    @pytest.mark.parametrize("kwargs", [dict(), TWO], ids=["one of eight heads", "two groups"])
+    @pytest.mark.parametrize("kwargs", [dict(), TWO], ids=["one that may split", "two groups"])
     def test_evaluate_actions_is_called_with_more_heads(self, kwargs):
         calls = []
 
@@ -138,7 +141,7 @@ class TestSubclasses:
         GRPO(Counted, make_env(DISCRETE), **KWARGS, **kwargs).learn(32)
         assert calls == [16] * 4
 
-    @pytest.mark.parametrize("kwargs", [dict(n_groups=1), dict(), TWO], ids=["one group", "one of eight heads", "two groups"])
+    @pytest.mark.parametrize("kwargs", [dict(n_groups=1), dict(), TWO], ids=["one group", "one that may split", "two groups"])
     def test_get_distribution_decides_what_predict_does(self, kwargs):
         class Sure(MlpPolicy):
             def get_distribution(self, obs):
@@ -155,6 +158,11 @@ class TestSubclasses:
 class TestExistingPolicies:
     """What is changed in a model is found when training starts."""
 
+    def test_with_one_group_anything_goes(self):
+        model = GRPO("MlpPolicy", make_env(BOX), n_groups=1, **KWARGS)
+        model.policy.action_net = nn.Sequential(model.policy.action_net, nn.Tanh())
+        model.learn(32)
+
     def test_another_action_net(self):
         model = GRPO("MlpPolicy", make_env(BOX), **KWARGS)
         model.policy.action_net = nn.Sequential(model.policy.action_net, nn.Tanh())
@@ -163,39 +171,66 @@ class TestExistingPolicies:
 
     def test_a_log_std_of_another_size(self):
         model = GRPO("MlpPolicy", make_env(BOX), **KWARGS)
-        model.policy.log_std = nn.Parameter(th.full((2,), -0.9))
-        with pytest.raises(ValueError, match=r"`log_std` must have shape \(16,\), which is 8 heads side by side, got \(2,\)"):
+        model.policy.log_std = nn.Parameter(th.full((4,), -0.9))
+        with pytest.raises(ValueError, match=r"`log_std` must have shape \(2,\), which is 1 heads side by side, got \(4,\)"):
             model.learn(32)
+
+    def test_a_log_std_of_another_size_for_two_heads(self):
+        model = GRPO("MlpPolicy", make_env(BOX), **KWARGS, **TWO)
+        model.policy.log_std = nn.Parameter(th.full((2,), -0.9))
+        with pytest.raises(ValueError, match=r"`log_std` must have shape \(4,\), which is 2 heads side by side, got \(2,\)"):
+            model.learn(32)
+
+    def test_a_log_std_of_the_same_size_is_trained(self):
+        model = GRPO("MlpPolicy", make_env(BOX), **KWARGS)
+        model.policy.log_std = nn.Parameter(th.full((2,), -0.9))
+        model.policy.optimizer = th.optim.Adam(model.policy.parameters(), lr=3e-3)
+        model.learn(32)
+        assert not model.policy.log_std.equal(th.full((2,), -0.9))
 
 
 class TestGetDistribution:
     @pytest.mark.parametrize("space", [DISCRETE, BOX, spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)], ids=str)
-    @pytest.mark.parametrize("kwargs", [dict(n_groups=1), dict(), TWO], ids=["one group", "one of eight heads", "two groups"])
+    @pytest.mark.parametrize("kwargs", [dict(n_groups=1), dict(), TWO], ids=["one group", "one that may split", "two groups"])
     def test_has_the_outputs_of_the_network_to_the_last_bit(self, space, kwargs):
         """To normalise logits before SB3 does it would round them twice."""
         policy = GRPO("MlpPolicy", make_env(space), **KWARGS, **kwargs).learn(64).policy
         obs = th.rand(30, 4) * 2 - 1
         with th.no_grad():
-            heads, log_std = policy.head_outputs(policy.latent_pi(obs), th.arange(policy.max_groups))
-            outputs = heads[th.arange(30), policy.groups(obs)]
+            heads, log_std = head_outputs(policy, policy.latent_pi(obs), list(range(policy.n_heads)))
+            own = policy.grouping.heads_at(obs)
+            outputs = heads[th.arange(30), own]
             distribution = policy.get_distribution(obs)
             if log_std is None:
                 expected = policy.action_dist.proba_distribution(outputs)
             else:
-                expected = policy.action_dist.proba_distribution(outputs, log_std[th.arange(30), policy.groups(obs)])
+                expected = policy.action_dist.proba_distribution(outputs, log_std[th.arange(30), own])
             for mode in (False, True):
                 th.manual_seed(0)
                 one = distribution.get_actions(deterministic=mode)
                 th.manual_seed(0)
                 assert one.equal(expected.get_actions(deterministic=mode))
 
-    def test_equals_ppo(self):
+    @pytest.mark.parametrize("kwargs", [dict(n_groups=1), dict()], ids=["one group", "one that may split"])
+    def test_equals_ppo(self, kwargs):
         ppo = PPO("MlpPolicy", make_env(DISCRETE), **KWARGS).learn(64)
-        grpo = GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS).learn(64)
+        grpo = GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS, **kwargs).learn(64)
         obs = th.rand(30, 4)
         policies: list[Any] = [ppo.policy, grpo.policy]
         one, other = (policy.get_distribution(obs).distribution.logits for policy in policies)
         assert one.equal(other)
+
+    def test_of_several_heads_holds_the_logits_of_a_policy_with_that_head(self):
+        policy = GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS, **TWO).learn(64).policy
+        obs = th.rand(30, 4) * 2 - 1
+        alone: Any = MlpPolicy(policy.observation_space, DISCRETE, lambda _: 1e-3)
+        logits: Any = policy.get_distribution(obs).distribution
+        for head in range(2):
+            state = pick_heads_in(policy.state_dict(), 2, [head])
+            alone.load_state_dict({name: value for name, value in state.items() if not name.startswith("grouping.")})
+            own = policy.groups(obs) == head
+            assert own.any()
+            th.testing.assert_close(logits.logits[own], alone.get_distribution(obs).distribution.logits[own])
 
 
 class LastGradients(BaseCallback):
@@ -203,7 +238,7 @@ class LastGradients(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.model._n_updates:
+        if self.model.num_timesteps:
             self.gradients = {name: p.grad.clone() for name, p in self.model.policy.named_parameters() if p.grad is not None}
 
 
@@ -218,17 +253,16 @@ class TestGradients:
             make().learn(64, callback)
             seen.append(callback.gradients)
         ppo, grpo = seen
+        assert ppo.keys() == grpo.keys()
         for name, gradient in ppo.items():
-            own = grpo[name].flatten()
-            used = own[own != 0] if own.numel() > gradient.numel() else own
-            assert used.equal(gradient.flatten()), name
+            assert grpo[name].equal(gradient), name
 
     @pytest.mark.parametrize("kwargs", [TWO, {**TWO, "compile": True}], ids=["flat", "compiled"])
     def test_of_several_groups_are_those_of_the_eager_update(self, kwargs, monkeypatch):
         monkeypatch.setattr(th, "compile", lambda function, **_: function)
         flat, eager = LastGradients(), LastGradients()
         GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS, **kwargs).learn(64, flat)
-        monkeypatch.setattr("sb3_grpo.grpo.takes_plain_steps", lambda policy: False)
+        monkeypatch.setattr("sb3_grpo.update.takes_plain_steps", lambda policy: False)
         GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS, **TWO).learn(64, eager)
         assert flat.gradients.keys() == eager.gradients.keys()
         for name, gradient in eager.gradients.items():
@@ -239,7 +273,7 @@ HEADS = [dict(n_groups=1), dict(), TWO]
 
 
 class TestHooks:
-    @pytest.mark.parametrize("kwargs", HEADS, ids=["one group", "one of eight heads", "two groups"])
+    @pytest.mark.parametrize("kwargs", HEADS, ids=["one group", "one that may split", "two groups"])
     @pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
     def test_on_parameters_can_stop_the_learning(self, kwargs, kind):
         model = GRPO("MlpPolicy", make_env(BOX), **KWARGS, **kwargs)
@@ -254,7 +288,7 @@ class TestHooks:
         model.learn(64)
         assert all(one.equal(other) for one, other in zip(before, model.policy.parameters(), strict=True))
 
-    @pytest.mark.parametrize("kwargs", HEADS, ids=["one group", "one of eight heads", "two groups"])
+    @pytest.mark.parametrize("kwargs", HEADS, ids=["one group", "one that may split", "two groups"])
     def test_that_do_nothing_change_nothing(self, kwargs):
         hooked, plain = (GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS, **kwargs) for _ in range(2))
         for parameter in hooked.policy.parameters():
@@ -265,12 +299,29 @@ class TestHooks:
         for one, other in zip(hooked.policy.parameters(), plain.policy.parameters(), strict=True):
             th.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+    def test_move_to_the_heads_of_a_split_and_a_merge(self, kind):
+        model = GRPO("MlpPolicy", make_env(BOX), **KWARGS)
+        shapes: list[tuple[int, ...]] = []
+        getattr(model.policy.action_net.weight, kind)(lambda tensor: shapes.append(tuple(tensor.shape)))
+        for event, n_heads in ((None, 1), (Split(0, 1, [3], 1.0), 2), (Merge(0, 1, 0.5, 0.0), 1)):
+            if event is not None:
+                model.policy.regroup(event)
+            shapes.clear()
+            model.learn(32, reset_num_timesteps=False)
+            assert shapes == [(2 * n_heads, 64)] * 4
+
     def test_of_the_optimizer_are_called(self):
         calls = []
         model = GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS, **TWO)
         model.policy.optimizer.register_step_post_hook(lambda *_: calls.append(1))
         model.learn(32)
         assert len(calls) == 4
+
+
+def stepper_of(model: GRPO) -> Any:
+    objective = PPOObjective(ent_coef=0.0, vf_coef=0.5, normalize_advantage=True)
+    return make_eager_update(model.policy, objective, max_grad_norm=0.5, max_kl=None).stepper
 
 
 class TestOptimizers:
@@ -283,7 +334,7 @@ class TestOptimizers:
         for eager in (False, True):
             with monkeypatch.context() as patch:
                 if eager:
-                    patch.setattr("sb3_grpo.grpo.takes_plain_steps", lambda policy: False)
+                    patch.setattr("sb3_grpo.update.takes_plain_steps", lambda policy: False)
                 model = GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS, **TWO, merge_kl=None, **kwargs)
                 model.learn(64)
                 change(model)
@@ -296,7 +347,7 @@ class TestOptimizers:
             model.policy.mlp_extractor.requires_grad_(False)
             model.learn(64, reset_num_timesteps=False)
             model.policy.mlp_extractor.requires_grad_(True)
-            assert isinstance(model._make_update(None), EagerUpdate)
+            assert not takes_plain_steps(model.policy)
 
         fast, eager = self.learn(freeze_for_a_while, monkeypatch)
         for name, value in fast.items():
@@ -311,11 +362,16 @@ class TestOptimizers:
         model.learn(64)
         assert model.policy.unused.weight.equal(before)
 
-    def test_plain_adam_is_replaced(self):
+    def test_plain_adam_is_replaced_where_there_are_several_heads(self):
         model = GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS, **TWO)
-        assert isinstance(model._make_update(None), FlatUpdate)
+        assert type(stepper_of(model)) is FlatStepper
         model.policy.regroup(Merge(0, 1, 0.5, 0.0))
-        assert isinstance(model._make_update(None), EagerUpdate)
+        assert type(stepper_of(model)) is OptimizerStepper
+
+    def test_hooks_are_called_by_torch(self):
+        model = GRPO("MlpPolicy", make_env(DISCRETE), **KWARGS, **TWO)
+        model.policy.value_net.bias.register_hook(lambda gradient: None)
+        assert type(stepper_of(model)) is HookedStepper
 
 
 class Distances(BaseFeaturesExtractor):
@@ -348,7 +404,7 @@ class Lidar(RandomEnv):
 
 class TestNotFinite:
     @pytest.mark.parametrize(
-        "kwargs", [*HEADS, {**TWO, "compile": True}], ids=["one group", "one of eight heads", "flat", "compiled"]
+        "kwargs", [*HEADS, {**TWO, "compile": True}], ids=["one group", "one that may split", "flat", "compiled"]
     )
     def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(self, kwargs, monkeypatch):
         monkeypatch.setattr(th, "compile", lambda function, **_: function)
@@ -362,7 +418,7 @@ class TestNotFinite:
         assert all(th.as_tensor(value).isfinite().all() for value in moments)
 
     @pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_vf"])
-    @pytest.mark.parametrize("kwargs", HEADS, ids=["one group", "one of eight heads", "two groups"])
+    @pytest.mark.parametrize("kwargs", HEADS, ids=["one group", "one that may split", "two groups"])
     def test_a_schedule_that_returns_nan_is_named(self, name, kwargs):
         def schedule(remaining: float) -> float:
             return 1e-3 if remaining > 0.6 else float("nan")
@@ -421,7 +477,7 @@ class TestExport:
 
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize("space", [DISCRETE, BOX], ids=["discrete", "box"])
-    @pytest.mark.parametrize("kwargs", HEADS, ids=["one group", "one of eight heads", "two groups"])
+    @pytest.mark.parametrize("kwargs", HEADS, ids=["one group", "one that may split", "two groups"])
     def test_traced_module_acts_as_the_policy(self, space, kwargs):
         model = GRPO(
             "MlpPolicy", make_env(space), **KWARGS, **{**kwargs, **({} if kwargs is not TWO else dict(n_groups=2))}

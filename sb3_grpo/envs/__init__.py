@@ -1,10 +1,10 @@
-"""Multi-task environments, registered with Gymnasium when ``sb3_grpo`` is imported."""
+"""Register multi-task environments with Gymnasium; importing ``sb3_grpo`` does it."""
 
 import gymnasium as gym
 
 
 def register_envs() -> None:
-    """Register the environments; their modules are imported when one is made."""
+    """Register the environments by name, so that their modules are imported only when one is made."""
     gym.register("sb3_grpo/TaskCartPole-v0", "sb3_grpo.envs.cartpole:TaskCartPole", max_episode_steps=500)
     gym.register("sb3_grpo/TaskAcrobot-v0", "sb3_grpo.envs.acrobot:TaskAcrobot", max_episode_steps=500)
     gym.register("sb3_grpo/TaskPendulum-v0", "sb3_grpo.envs.pendulum:TaskPendulum", max_episode_steps=200)

@@ -1,4 +1,4 @@
-"""Acrobot with several tasks."""
+"""Define Acrobot with several tasks."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,13 +13,17 @@ THREE_ORDERS: tuple[Task, ...] = ({}, {"actions": (1, 2, 0)}, {"actions": (2, 0,
 
 class TaskAcrobot(TaskEnv):
     """
-    ``sb3_grpo/TaskAcrobot-v0``: Acrobot (500 steps) in which a task sets which torque an action means (``actions``:
-    the original action of each action), the lengths and masses of the links (``LINK_LENGTH_1``, ``LINK_MASS_1``,
-    ``LINK_MASS_2``; units as in Acrobot), and the scale of the rewards (``reward_scale``).
+    Acrobot with tasks, ``sb3_grpo/TaskAcrobot-v0``, with episodes of at most 500 steps.
+
+    A task sets which torque an action means (``actions``: for each action the action of Acrobot that is taken), the length
+    and the masses of the links (``LINK_LENGTH_1``, ``LINK_MASS_1``, ``LINK_MASS_2``; units as in Acrobot), and the scale of
+    the rewards (``reward_scale``).
 
     :param tasks: default: three orders of the actions
     :param render_mode: ``None``, ``"human"`` or ``"rgb_array"``
     :param kwargs: ``task``, ``task_observation``: see :class:`~sb3_grpo.envs.tasks.TaskEnv`
+    :raises ValueError: if ``actions`` of a task is not an order of 0, 1 and 2, and as
+        :class:`~sb3_grpo.envs.tasks.TaskEnv` does
     """
 
     metadata = AcrobotEnv.metadata
@@ -39,6 +43,12 @@ class TaskAcrobot(TaskEnv):
                 raise ValueError(f"`actions` must hold 0, 1 and 2, each once, got {task['actions']}")
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """
+        Take the action that the given one means in the current task.
+
+        :param action: 0, 1 or 2
+        :return: as :meth:`~sb3_grpo.envs.tasks.TaskEnv.step`
+        """
         return super().step(self.tasks[self.task]["actions"][int(action)])
 
     def _apply_task(self, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""CartPole with several tasks."""
+"""Define CartPole with several tasks."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,13 +18,15 @@ FOUR_TASKS: tuple[Task, ...] = (
 
 class TaskCartPole(TaskEnv):
     """
-    ``sb3_grpo/TaskCartPole-v0``: CartPole (500 steps) in which a task sets the physics (``gravity``, ``masscart``,
-    ``masspole``, ``length``, ``force_mag``; units as in CartPole), whether the actions are inverted
-    (``invert``), and the scale of the rewards (``reward_scale``).
+    CartPole with tasks, ``sb3_grpo/TaskCartPole-v0``, with episodes of at most 500 steps.
+
+    A task sets the physics (``gravity``, ``masscart``, ``masspole``, ``length``, ``force_mag``; units as in CartPole),
+    whether the actions are inverted (``invert``), and the scale of the rewards (``reward_scale``).
 
     :param tasks: default: two kinds of physics, each with normal and with inverted actions
     :param render_mode: ``None``, ``"human"`` or ``"rgb_array"``
     :param kwargs: ``task``, ``task_observation``: see :class:`~sb3_grpo.envs.tasks.TaskEnv`
+    :raises ValueError: as :class:`~sb3_grpo.envs.tasks.TaskEnv` does
     """
 
     metadata = CartPoleEnv.metadata

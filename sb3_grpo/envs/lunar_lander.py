@@ -1,4 +1,4 @@
-"""LunarLander with several contexts of gravity and wind; needs ``gymnasium[box2d]``."""
+"""Define LunarLander with several contexts of gravity and wind; needs ``gymnasium[box2d]``."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -17,13 +17,16 @@ FOUR_CONTEXTS: tuple[Task, ...] = (
 
 class TaskLunarLander(TaskEnv):
     """
-    ``sb3_grpo/TaskLunarLander-v0``: LunarLander in which a task sets ``gravity`` (above -12, below 0),
-    ``wind_power`` (0 to 20, 0: no wind), ``turbulence_power`` (0 to 2) and the scale of the rewards (``reward_scale``).
+    LunarLander with tasks, ``sb3_grpo/TaskLunarLander-v0``, with episodes of at most 1000 steps.
+
+    A task sets ``gravity`` (above -12, below 0), ``wind_power`` (0 to 20, 0: no wind), ``turbulence_power`` (0 to 2) and the
+    scale of the rewards (``reward_scale``).
 
     :param tasks: default: plain, low gravity, wind, high gravity with wind
     :param continuous: continuous actions instead of four discrete ones
     :param render_mode: ``None``, ``"human"`` or ``"rgb_array"``
     :param kwargs: ``task``, ``task_observation``: see :class:`~sb3_grpo.envs.tasks.TaskEnv`
+    :raises ValueError: if ``gravity`` of a task is outside of its range, and as :class:`~sb3_grpo.envs.tasks.TaskEnv` does
     """
 
     metadata = LunarLander.metadata

@@ -1,4 +1,4 @@
-"""Pendulum with several tasks."""
+"""Define Pendulum with several tasks."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -12,12 +12,15 @@ TWO_DIRECTIONS: tuple[Task, ...] = ({}, {"invert": True})
 
 class TaskPendulum(TaskEnv):
     """
-    ``sb3_grpo/TaskPendulum-v0``: Pendulum (200 steps) in which a task sets the physics (``g``, ``m``, ``l``; units as in
-    Pendulum), whether the torque is inverted (``invert``), and the scale of the rewards (``reward_scale``).
+    Pendulum with tasks, ``sb3_grpo/TaskPendulum-v0``, with episodes of 200 steps.
+
+    A task sets the physics (``g``, ``m``, ``l``; units as in Pendulum), whether the torque is inverted (``invert``), and the
+    scale of the rewards (``reward_scale``).
 
     :param tasks: default: normal and inverted torque
     :param render_mode: ``None``, ``"human"`` or ``"rgb_array"``
     :param kwargs: ``task``, ``task_observation``: see :class:`~sb3_grpo.envs.tasks.TaskEnv`
+    :raises ValueError: as :class:`~sb3_grpo.envs.tasks.TaskEnv` does
     """
 
     metadata = PendulumEnv.metadata
@@ -28,6 +31,12 @@ class TaskPendulum(TaskEnv):
         super().__init__(self.pendulum, tasks, **kwargs)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """
+        Apply the torque, or the opposite one in a task with ``invert``.
+
+        :param action: torque, shape ``(1,)``; Pendulum clips it to -2 to 2
+        :return: as :meth:`~sb3_grpo.envs.tasks.TaskEnv.step`
+        """
         return super().step(-action if self.tasks[self.task]["invert"] else action)
 
     def _apply_task(self, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""What multi-task environments share: drawing a task at each reset and showing it in the observation."""
+"""Draw a task at each reset and show it in the observation, for all multi-task environments."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,16 @@ Task = Mapping[str, Any]
 
 class TaskEnv(gym.Env[Any, Any], ABC):
     """
-    Plays one of several tasks of an environment in each episode. A subclass says in :meth:`_apply_task` what a
-    task changes.
+    An environment that plays one of several tasks in each episode.
+
+    A subclass defines in :meth:`_apply_task` what a task changes. ``info["task"]`` is the number of the task.
 
     :param env: the environment, with a Box observation of one dimension
     :param tasks: the tasks, each a mapping from names in ``TASK_DEFAULTS`` to values
     :param task: ``"random"``: drawn at each reset; a number: always this task
     :param task_observation: how the task is shown: ``"one_hot"`` appends columns to the observation, ``"dict"``
         gives ``{"obs": observation, "task": number}``, ``None`` does not show it
-    :raises ValueError: for unknown names in a task, or a task that does not exist
+    :raises ValueError: for no tasks, unknown names in a task, or a task that does not exist
     """
 
     # Everything a task may set, with the values of the plain environment
@@ -54,12 +55,12 @@ class TaskEnv(gym.Env[Any, Any], ABC):
 
     @property
     def n_tasks(self) -> int:
-        """Number of tasks."""
+        """Return the number of tasks."""
         return len(self.tasks)
 
     def set_task(self, task: int | Literal["random"]) -> None:
         """
-        Decide what the next resets play.
+        Choose the task of the next episodes; the current episode keeps its own.
 
         :param task: ``"random"``: drawn at each reset; a number: always this task
         :raises ValueError: if the task does not exist
@@ -70,13 +71,15 @@ class TaskEnv(gym.Env[Any, Any], ABC):
 
     def get_task_probabilities(self) -> np.ndarray:
         """
-        :return: probability of each task at the next reset, shape ``(n_tasks,)``
+        Return the probabilities with which ``task="random"`` draws.
+
+        :return: probability of each task at the next reset, shape ``(n_tasks,)``; a copy
         """
         return self._task_probabilities.copy()
 
     def set_task_probabilities(self, probabilities: ArrayLike) -> None:
         """
-        Change the odds with which ``task="random"`` draws; without effect on a fixed task.
+        Set the probabilities with which ``task="random"`` draws; a fixed task stays.
 
         :param probabilities: shape ``(n_tasks,)``, at least 0, with sum 1
         :raises ValueError: if they are not
@@ -87,9 +90,16 @@ class TaskEnv(gym.Env[Any, Any], ABC):
         self._task_probabilities = given / given.sum()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """
+        Draw a task, unless it is fixed, and begin an episode of it.
+
+        :param seed: of the environment and, separately, of the tasks that are drawn from now on; ``None``: go on with both
+        :param options: of the environment
+        :return: observation with the task, and the environment's ``info`` with ``"task"``
+        """
         super().reset(seed=seed)
         if seed is not None:
-            # a generator of its own: the environment's random numbers do not depend on how tasks are drawn
+            # a generator of its own, so that the environment's random numbers do not depend on how tasks are drawn
             self._task_random = np.random.default_rng(seed)
         drawn = int(self._task_random.choice(self.n_tasks, p=self._task_probabilities))
         self.task = drawn if self.task_choice == "random" else int(self.task_choice)
@@ -98,20 +108,31 @@ class TaskEnv(gym.Env[Any, Any], ABC):
         return self._with_task(obs), {**info, "task": self.task}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """
+        Take one step of the environment and scale its reward by ``reward_scale`` of the task.
+
+        :param action: of the environment
+        :return: observation with the task, reward, whether the episode is terminated, whether it is truncated, and the
+            environment's ``info`` with ``"task"``
+        """
         obs, reward, terminated, truncated, info = self.env.step(action)
         reward = self.tasks[self.task]["reward_scale"] * float(reward)
         return self._with_task(obs), reward, terminated, truncated, {**info, "task": self.task}
 
     def render(self) -> Any:
+        """Draw the environment, as its ``render_mode`` says."""
         return self.env.render()
 
     def close(self) -> None:
+        """Close the environment and its window."""
         self.env.close()
 
     @abstractmethod
     def _apply_task(self, task: Task) -> None:
         """
-        :param task: what is to hold in the episode that starts now
+        Set what the task changes in the environment, before the environment is reset.
+
+        :param task: values of all names in ``TASK_DEFAULTS``, for the episode that starts now
         """
 
     def _task_space(self, space: spaces.Space[Any]) -> spaces.Space[Any]:

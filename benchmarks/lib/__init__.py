@@ -1,0 +1,1 @@
+"""Share what several benchmarks need: sweeps, rows, statistics, plots, environments, training loops."""

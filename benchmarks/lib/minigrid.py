@@ -1,0 +1,172 @@
+"""Build the MiniGrid tasks and the networks of MOORE's protocol (https://arxiv.org/abs/2311.11385)."""
+
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import nn
+
+ENVS_PER_TASK = 4
+HIDDEN = 128
+
+
+class TaskView(gym.Wrapper[dict[str, Any], int, Any, int]):
+    """
+    Show the agent its view, channels first, and the number of its task.
+
+    :param env: a MiniGrid environment
+    :param task: number of the task
+    :param n_tasks: how many there are
+    """
+
+    def __init__(self, env: gym.Env[Any, int], task: int, n_tasks: int):
+        super().__init__(env)
+        self.task = task
+        self.observation_space = spaces.Dict(
+            {"view": spaces.Box(0, 255, (3, 7, 7), np.float32), "task": spaces.Discrete(n_tasks)}
+        )
+
+    def _observe(self, obs: dict[str, Any]) -> dict[str, Any]:
+        return {"view": obs["image"].transpose(2, 0, 1).astype(np.float32), "task": self.task}
+
+    def reset(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Start an episode.
+
+        :param kwargs: see Gymnasium
+        """
+        obs, info = self.env.reset(**kwargs)
+        return self._observe(obs), {**info, "task": self.task}
+
+    def step(self, action: int) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
+        """
+        Take one step.
+
+        :param action: number of the action
+        """
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return self._observe(obs), reward, terminated, truncated, {**info, "task": self.task}
+
+
+def remember_views(env: gym.Env[Any, int]) -> gym.Env[Any, int]:
+    """
+    Cache the views of an environment, and return the same environment.
+
+    MiniGrid renders the view after each step, which takes most of the time of a step; a task has few different views.
+
+    :param env: a MiniGrid environment whose mission does not change
+    """
+    world: Any = env.unwrapped
+    draw, drawn = world.gen_obs, {}
+
+    def gen_obs() -> dict[str, Any]:
+        encoded = tuple(cell and cell.encode() for cell in (world.carrying, *world.grid.grid))
+        situation = (*world.agent_pos, world.agent_dir, encoded)
+        if situation not in drawn:
+            drawn[situation] = draw()
+        view = drawn[situation]
+        return {**view, "image": view["image"].copy()}  # Gymnasium warns of observations that are one object
+
+    world.gen_obs = gen_obs
+    return env
+
+
+class ViewExtractor(BaseFeaturesExtractor):
+    """
+    MOORE's convolutions and hidden layer, which sees the task if the observation has it.
+
+    The 6000 steps of a rollout have some 450 different views: an update evaluates each of them once per minibatch, a rollout
+    caches their features.
+
+    :param observation_space: a view, and possibly a task
+    """
+
+    def __init__(self, observation_space: spaces.Dict):
+        super().__init__(observation_space, HIDDEN)
+        task = observation_space.spaces.get("task")
+        self.n_tasks = int(task.n) if isinstance(task, spaces.Discrete) else 0
+        layers = (nn.Conv2d(3, 16, 2), nn.ReLU(), nn.Conv2d(16, 32, 2), nn.ReLU(), nn.Conv2d(32, 64, 2), nn.Tanh())
+        self.cnn = nn.Sequential(*layers, nn.Flatten())
+        self.hidden = nn.Linear(64 * 4 * 4 + self.n_tasks, HIDDEN)
+        self.remembered: dict[bytes, th.Tensor] = {}
+
+    def train(self, mode: bool = True) -> "ViewExtractor":
+        """
+        Set the mode, and forget the cached features.
+
+        :param mode: whether it is that of training
+        """
+        # SB3 sets the mode before each rollout, and while one is collected no weight changes
+        self.remembered = {}
+        return super().train(mode)
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        Return the features, shape ``(B, features_dim)``.
+
+        :param observations: entries of shape ``(B, ...)``
+        """
+        shown = th.cat([observations[key].flatten(1) for key in ("view", "task") if key in observations], dim=1)
+        if self.training or th.is_grad_enabled():
+            different, which = shown.unique(dim=0, return_inverse=True)
+            return self.look(different).index_select(0, which)
+        keys = [row.tobytes() for row in shown.numpy()]
+        new = {key: row for key, row in zip(keys, shown, strict=True) if key not in self.remembered}
+        if new:
+            self.remembered.update(zip(new, self.look(th.stack(list(new.values()))), strict=True))
+        return th.stack([self.remembered[key] for key in keys])
+
+    def look(self, shown: th.Tensor) -> th.Tensor:
+        """
+        Return the features of views, shape ``(B, features_dim)``.
+
+        :param shown: the view in 147 columns, the task in ``n_tasks``, shape ``(B, 147 + n_tasks)``
+        """
+        view, task = shown.tensor_split([3 * 7 * 7], dim=1)
+        return th.tanh(self.hidden(th.cat([self.cnn(view.unflatten(1, (3, 7, 7))), task], dim=1)))
+
+
+class HiddenPerTask(ViewExtractor):
+    """
+    MOORE's convolutions with a hidden layer for each task: the features of the tasks that are not played are 0.
+
+    :param observation_space: a view and a task
+    """
+
+    def __init__(self, observation_space: spaces.Dict):
+        super().__init__(observation_space)
+        self._features_dim = self.n_tasks * HIDDEN
+        self.hidden = nn.Linear(64 * 4 * 4, self.features_dim)
+
+    def look(self, shown: th.Tensor) -> th.Tensor:
+        """
+        Return the features of views, shape ``(B, features_dim)``.
+
+        :param shown: the view in 147 columns, the task in ``n_tasks``, shape ``(B, 147 + n_tasks)``
+        """
+        view, task = shown.tensor_split([3 * 7 * 7], dim=1)
+        hidden = th.tanh(self.hidden(self.cnn(view.unflatten(1, (3, 7, 7))))).unflatten(1, (-1, HIDDEN))
+        return (hidden * task.unsqueeze(-1)).flatten(1)
+
+
+def make_env(names: list[str], seed: int) -> VecEnv:
+    """
+    Return ``ENVS_PER_TASK`` environments of each task.
+
+    :param names: registered names of the tasks
+    :param seed: seed of the environments
+    """
+
+    def make(task: int) -> gym.Env[dict[str, Any], int]:
+        # with the prefix Gymnasium imports `minigrid` in the processes of a sweep too
+        return Monitor(TaskView(remember_views(gym.make(f"minigrid:{names[task]}")), task, len(names)))
+
+    env = DummyVecEnv([partial(make, task) for task in range(len(names)) for _ in range(ENVS_PER_TASK)])
+    env.seed(seed)
+    return env

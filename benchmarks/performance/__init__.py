@@ -1,0 +1,1 @@
+"""Measure speed, and where the time of training goes."""

@@ -1,0 +1,1 @@
+"""Measure what bad input, kills, interrupts and restarts do to PPO and GRPO."""

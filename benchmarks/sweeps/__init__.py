@@ -1,0 +1,1 @@
+"""Measure learning results, one script per question and one row per run."""
