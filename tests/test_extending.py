@@ -1,0 +1,162 @@
+"""A new estimator and a new balancing rule: one class and one entry in a dictionary each, and nothing else."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tiny_envs import CountingEnv
+
+from sb3_grpo import GRPO
+from sb3_grpo.advantages import ESTIMATORS, AdvantageEstimator
+from sb3_grpo.balancing import BALANCERS, Balancer, GroupScores, GroupWeights
+from sb3_grpo.buffers import GroupBufferMixin
+from sb3_grpo.heads import split_heads
+
+N_TASKS, N_STEPS = 3, 30
+
+
+class SecondAction(AdvantageEstimator):
+    """Action 1 is better by the number of its group plus 1, whatever the rewards are; no value is asked for."""
+
+    uses_critic = False
+
+    def __call__(self, buffer: GroupBufferMixin, groups: np.ndarray) -> np.ndarray:
+        return (2 * buffer.samples().actions.cpu().numpy().flatten() - 1) * (groups + 1)
+
+
+class ByNumber(Balancer):
+    """The weight of a group is its number, times ``group_coef``: the first is not trained."""
+
+    def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:
+        coef = self.group_coef(progress_remaining)
+        return GroupWeights(coef * scores.groups, coef)
+
+
+@pytest.fixture
+def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ESTIMATORS, "toy", SecondAction)
+    monkeypatch.setitem(BALANCERS, "toy", ByNumber)
+
+
+def make_env() -> DummyVecEnv:
+    return DummyVecEnv([lambda: CountingEnv(pay=(1.0, -2.0, 5.0), length=(3, 5, 4))] * 2)
+
+
+def make_model(**kwargs: Any) -> GRPO:
+    """Full batches and one epoch: all ratios are 1."""
+    defaults: dict[str, Any] = dict(
+        learning_rate=0.01,
+        n_steps=N_STEPS,
+        batch_size=2 * N_STEPS,
+        n_epochs=1,
+        normalize_advantage=False,
+        router="one_hot",
+        router_kwargs=dict(columns=(1, 1 + N_TASKS)),
+        merge_kl=None,
+        split_kl=None,
+        group_coef=0.5,
+        advantage_estimator="toy",
+        balancer="toy",
+        policy_kwargs=dict(net_arch=[8]),
+        seed=0,
+        device="cpu",
+    )
+    return GRPO("MlpPolicy", make_env(), **{**defaults, **kwargs})
+
+
+def tensors(model: GRPO) -> dict[str, th.Tensor]:
+    return {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+
+def moved(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> set[str]:
+    return {name for name in before if not before[name].equal(after[name])}
+
+
+def share_of_second_action(model: GRPO) -> np.ndarray:
+    """
+    :return: probability of action 1 in each task, shape ``(N_TASKS,)``
+    """
+    obs = th.cat([th.full((N_TASKS, 1), 0.1), th.eye(N_TASKS)], dim=1)
+    return model.policy.get_distribution(obs).log_prob(th.ones(N_TASKS)).exp().detach().numpy()
+
+
+def check_decided(model: GRPO, before: dict[str, th.Tensor], first_share: np.ndarray) -> None:
+    """Check what the toys do in the last rollout, and to the parameters."""
+    buffer, records = model.rollout_buffer, {record.group: record for record in model.groups}
+    assert {group: record.weight for group, record in records.items()} == {0: 0.0, 1: 0.5, 2: 1.0}
+    samples = buffer.samples()
+    assert isinstance(samples.observations, th.Tensor)
+    groups = samples.observations[:, 1:].argmax(dim=1).numpy()
+    advantages = (2 * samples.actions.numpy().flatten() - 1) * (groups + 1)
+    assert model.logger.name_to_value["train/policy_gradient_loss"] == pytest.approx(
+        -np.mean(0.5 * groups * advantages), rel=1e-4, abs=1e-6
+    )
+    assert model.logger.name_to_value["groups/coef_effective"] == 0.5
+    after = tensors(model)
+    assert not any("value_net" in name for name in moved(before, after))
+    heads = [split_heads(state["action_net.weight"], 0, N_TASKS) for state in (before, after)]
+    assert [one.equal(other) for one, other in zip(*heads, strict=True)] == [True, False, False]
+    assert (share_of_second_action(model)[1:] > first_share[1:] + 0.02).all()
+
+
+@pytest.mark.usefixtures("_toys")
+def test_both_decide_before_and_after_a_file(tmp_path):
+    model = make_model()
+    before, share = tensors(model), share_of_second_action(model)
+    model.learn(10 * 2 * N_STEPS)
+    check_decided(model, before, share)
+    model.save(tmp_path / "model")
+    loaded = GRPO.load(tmp_path / "model", env=make_env(), device="cpu")
+    assert (loaded.advantage_estimator, loaded.balancer) == ("toy", "toy")
+    before, share = tensors(loaded), share_of_second_action(loaded)
+    assert moved(before, tensors(model)) == set()
+    loaded.learn(10 * 2 * N_STEPS, reset_num_timesteps=False)
+    check_decided(loaded, before, share)
+
+
+@pytest.mark.usefixtures("_toys")
+@pytest.mark.parametrize("name", ["advantage_estimator", "balancer"])
+def test_each_alone(name):
+    """Control: without the toy in its place the other decides what it decides, and this one does not."""
+    builtin = {"advantage_estimator": "gae", "balancer": "relative_penalty"}[name]
+    model = make_model(**{name: builtin})
+    before = tensors(model)
+    model.learn(4 * 2 * N_STEPS)
+    trained_values = any("value_net" in each for each in moved(before, tensors(model)))
+    assert trained_values == (name == "advantage_estimator")
+    by_number = [record.weight for record in model.groups] == [0.0, 0.5, 1.0]
+    assert by_number == (name == "advantage_estimator")
+
+
+@pytest.mark.usefixtures("_toys")
+def test_arguments_can_be_changed_between_trainings():
+    model = make_model()
+    before = tensors(model)
+    model.learn(2 * N_STEPS)
+    model.advantage_estimator, model.balancer = "gae", "relative_penalty"
+    model.learn(2 * N_STEPS)
+    assert any("value_net" in name for name in moved(before, tensors(model)))
+    assert [record.weight for record in model.groups] != [0.0, 0.5, 1.0]
+
+
+@pytest.mark.usefixtures("_toys")
+def test_normalised_by_group():
+    """The estimator's advantages are normalised as those of any other; value scales are learnt, and nobody uses them."""
+    model = make_model(normalize_advantage="group")
+    before, share = tensors(model), share_of_second_action(model)
+    model.learn(10 * 2 * N_STEPS)
+    assert {name for name in moved(before, tensors(model)) if "value" in name} == {"value_scale.scale"}
+    assert (share_of_second_action(model)[1:] > share[1:] + 0.02).all()
+
+
+def test_a_file_that_names_what_is_not_there_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(ESTIMATORS, "toy", SecondAction)
+        patch.setitem(BALANCERS, "toy", ByNumber)
+        make_model().save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"`advantage_estimator` must be one of \['gae'\], got 'toy'"):
+        GRPO.load(tmp_path / "model", device="cpu")
+    with pytest.raises(ValueError, match=r"`balancer` must be one of \['relative_penalty'\], got 'toy'"):
+        make_model(advantage_estimator="gae")

@@ -1,0 +1,228 @@
+"""The objective: PPO's loss in NumPy, and what weights do to its gradient."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_policies import make_scrambled_policy
+
+from sb3_grpo import MlpPolicy
+from sb3_grpo.buffers import Rollout
+from sb3_grpo.objective import LossTerms, PPOObjective
+
+N_CELLS = 4
+SPACES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
+    "discrete": (spaces.Discrete(3), {}),
+    "box": (spaces.Box(-1, 1, (2,)), {}),
+    "multi_discrete": (spaces.MultiDiscrete([2, 3]), {}),
+    "multi_binary": (spaces.MultiBinary(3), {}),
+    "gsde": (spaces.Box(-1, 1, (2,)), dict(use_sde=True)),
+}
+CLIP_RANGE = 0.2
+
+
+def make_policy(name: str = "discrete", **kwargs: Any) -> MlpPolicy:
+    action_space, more = SPACES[name]
+    return make_scrambled_policy(action_space, N_CELLS, n_groups=N_CELLS, net_arch=[8], **more, **kwargs)
+
+
+def make_batch(policy: MlpPolicy, n: int = 40, moved: bool = True) -> Rollout:
+    """
+    Make steps in all groups.
+
+    :param moved: whether the policy has moved since it took them, so that some ratios are clipped and some are not
+    """
+    generator = th.Generator().manual_seed(0)
+    obs = th.cat([th.randn(n, 2, generator=generator), th.eye(N_CELLS)[th.arange(n) % N_CELLS]], dim=1)
+    policy.action_space.seed(0)
+    actions = th.as_tensor(np.stack([policy.action_space.sample() for _ in range(n)])).float().view(n, -1)
+    values, log_prob, _ = evaluate(policy, obs, actions)
+    old_log_prob = log_prob + (0.3 * th.randn(n, generator=generator) if moved else 0)
+    old_values, returns = (values + size * th.randn(n, generator=generator) for size in (0.2, 1.0))
+    advantages, weights = th.randn(n, generator=generator), 2 * th.rand(n, generator=generator)
+    return Rollout(obs, actions, old_values, old_log_prob, advantages, returns, policy.grouping.heads_at(obs), weights)
+
+
+def evaluate(policy: MlpPolicy, obs: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    with th.no_grad():
+        is_discrete = isinstance(policy.action_space, spaces.Discrete)
+        values, log_prob, entropy = policy.evaluate_actions(obs, actions.long().flatten() if is_discrete else actions)
+    return values.flatten(), log_prob, entropy
+
+
+def by_hand(
+    policy: MlpPolicy, batch: Rollout, ent_coef: float, vf_coef: float, normalize: bool, clip_range_vf: float | None
+) -> dict[str, float]:
+    """PPO's loss, step by step in float64."""
+    evaluated = evaluate(policy, batch.observations, batch.actions)
+    values, log_prob, entropy = (None if each is None else each.double().numpy() for each in evaluated)
+    old_values, old_log_prob, advantages, returns, weights = (
+        tensor.double().numpy()
+        for tensor in (batch.old_values, batch.old_log_prob, batch.advantages, batch.returns, batch.weights)
+    )
+    assert values is not None
+    assert log_prob is not None
+    if normalize:
+        advantages = (advantages - advantages.mean()) / advantages.std(ddof=1)
+    surrogates, errors = [], []
+    for step, (ratio, advantage) in enumerate(zip(np.exp(log_prob - old_log_prob), advantages, strict=True)):
+        clipped = min(max(ratio, 1 - CLIP_RANGE), 1 + CLIP_RANGE)
+        surrogates.append(weights[step] * min(ratio * advantage, clipped * advantage))
+        value = values[step]
+        if clip_range_vf is not None:
+            value = old_values[step] + min(max(value - old_values[step], -clip_range_vf), clip_range_vf)
+        errors.append((returns[step] - value) ** 2)
+    terms = dict(policy_gradient_loss=-np.mean(surrogates), value_loss=np.mean(errors))
+    terms["entropy_loss"] = np.mean(log_prob) if entropy is None else -np.mean(entropy)
+    terms["loss"] = terms["policy_gradient_loss"] + ent_coef * terms["entropy_loss"] + vf_coef * terms["value_loss"]
+    return {name: float(value) for name, value in terms.items()}
+
+
+def gradient(terms: LossTerms, policy: MlpPolicy) -> dict[str, th.Tensor]:
+    parameters = dict(policy.named_parameters())
+    found = th.autograd.grad(terms.loss, list(parameters.values()), materialize_grads=True)
+    return dict(zip(parameters, found, strict=True))
+
+
+class TestTerms:
+    @pytest.mark.parametrize(("normalize", "clip_range_vf"), [(True, None), (False, 0.1), (True, 0.3)])
+    @pytest.mark.parametrize(("ent_coef", "vf_coef"), [(0.0, 0.5), (0.02, 0.0), (-0.1, 2.0)])
+    @pytest.mark.parametrize("name", list(SPACES))
+    def test_are_those_of_ppo_with_weights(self, name, ent_coef, vf_coef, normalize, clip_range_vf):
+        policy = make_policy(name)
+        batch = make_batch(policy)
+        terms = PPOObjective(ent_coef, vf_coef, normalize)(policy, batch, CLIP_RANGE, clip_range_vf)
+        expected = by_hand(policy, batch, ent_coef, vf_coef, normalize, clip_range_vf)
+        assert {name: getattr(terms, name).item() for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        log_ratio = evaluate(policy, batch.observations, batch.actions)[1] - batch.old_log_prob
+        th.testing.assert_close(terms.log_ratio.detach(), log_ratio)
+
+    def test_the_batch_is_hard_enough(self):
+        """Control: ratios are clipped on both sides and on none, values too, and weights differ."""
+        policy = make_policy()
+        batch = make_batch(policy)
+        values, log_prob, _ = evaluate(policy, batch.observations, batch.actions)
+        ratio, change = (log_prob - batch.old_log_prob).exp(), values - batch.old_values
+        for parts in (ratio < 0.8, ratio > 1.2, (ratio - 1).abs() < 0.2, change < -0.1, change > 0.1, change.abs() < 0.1):
+            assert parts.sum() >= 3
+        plain = by_hand(policy, batch._replace(weights=th.ones(40)), 0.0, 0.5, True, 0.1)
+        assert plain["loss"] != pytest.approx(by_hand(policy, batch, 0.0, 0.5, True, 0.1)["loss"], rel=1e-2)
+
+    def test_entropy_that_has_no_analytical_form_is_estimated(self):
+        """With tanh the distribution of actions has none."""
+        th.manual_seed(0)
+        kwargs: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=(2, 6)), n_groups=4, use_sde=True)
+        policy = MlpPolicy(
+            spaces.Box(-1, 1, (6,)), spaces.Box(-1, 1, (2,)), lambda _: 1e-3, squash_output=True, net_arch=[8], **kwargs
+        )
+        batch = make_batch(policy)
+        assert evaluate(policy, batch.observations, batch.actions)[2] is None
+        terms = PPOObjective(0.1, 0.5, True)(policy, batch, CLIP_RANGE, None)
+        expected = by_hand(policy, batch, 0.1, 0.5, True, None)
+        assert {name: getattr(terms, name).item() for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+    def test_one_step_is_not_normalised(self):
+        """Its standard deviation does not exist; SB3 does the same."""
+        policy = make_policy()
+        batch = make_batch(policy, n=1)
+        normalised, plain = (PPOObjective(0.0, 0.5, each)(policy, batch, CLIP_RANGE, None) for each in (True, False))
+        assert normalised.loss.isfinite()
+        assert normalised.loss == plain.loss
+
+    def test_head_of_each_step_is_that_of_the_rollout(self):
+        """Heads are not looked up again."""
+        policy = make_policy()
+        batch = make_batch(policy)
+        other = batch._replace(heads=(batch.heads + 1) % N_CELLS)
+        moved = make_policy()
+        moved.take_heads([1, 2, 3, 0])
+        objective = PPOObjective(0.01, 0.5, True)
+        th.testing.assert_close(
+            objective(policy, other, CLIP_RANGE, None).loss, objective(moved, batch, CLIP_RANGE, None).loss
+        )
+        assert objective(policy, other, CLIP_RANGE, None).loss != objective(policy, batch, CLIP_RANGE, None).loss
+
+
+class TestGradient:
+    @pytest.mark.parametrize("name", list(SPACES))
+    def test_is_the_score_function_at_the_policy_that_collected(self, name):
+        """-mean(w A grad log pi), without clipping."""
+        policy = make_policy(name)
+        batch = make_batch(policy, moved=False)
+        found = gradient(PPOObjective(0.0, 0.0, False)(policy, batch, CLIP_RANGE, None), policy)
+        actions = batch.actions.long().flatten() if name == "discrete" else batch.actions
+        _, log_prob, _ = policy.evaluate_actions(batch.observations, actions)
+        loss = -(batch.weights * batch.advantages * log_prob).mean()
+        expected = gradient(LossTerms(loss, loss, loss, loss, log_prob), policy)
+        for parameter, value in expected.items():
+            th.testing.assert_close(found[parameter], value, msg=parameter, rtol=1e-4, atol=1e-6)
+        assert found["action_net.weight"].abs().max() > 1e-3
+
+    def test_a_group_of_weight_zero_moves_no_action_head(self):
+        policy = make_policy()
+        batch = make_batch(policy)
+        batch = batch._replace(weights=th.where(batch.heads == 2, 0.0, 1.0))
+        found = gradient(PPOObjective(0.0, 0.5, True)(policy, batch, CLIP_RANGE, None), policy)
+        moved = found["action_net.weight"].view(N_CELLS, -1).abs().sum(dim=1) > 0
+        assert moved.tolist() == [True, True, False, True]
+        # its values are learnt all the same
+        assert found["value_net.bias"].ne(0).all()
+
+    def test_without_a_critic_nothing_of_it_moves(self):
+        policy = make_policy()
+        found = gradient(PPOObjective(0.01, 0.0, True)(policy, make_batch(policy), CLIP_RANGE, None), policy)
+        unmoved = {name for name, value in found.items() if not value.any()}
+        assert unmoved == {name for name in found if "value_net" in name}
+
+    @settings(deadline=None, max_examples=25, derandomize=True)
+    @given(st.integers(0, 2**31))
+    def test_is_the_sum_over_groups_of_weight_times_gradient(self, seed):
+        """By linearity, whatever the weights: the loss of one group at a time, with the steps of all in the mean."""
+        policy = make_policy()
+        batch = make_batch(policy)
+        factors = 3 * th.rand(N_CELLS, generator=th.Generator().manual_seed(seed))
+        objective = PPOObjective(0.0, 0.0, True)
+
+        def of(weights: th.Tensor) -> dict[str, th.Tensor]:
+            return gradient(objective(policy, batch._replace(weights=weights), CLIP_RANGE, None), policy)
+
+        found = of(factors[batch.heads])
+        parts = [of((batch.heads == head).float()) for head in range(N_CELLS)]
+        for name, value in found.items():
+            expected = sum((factor * part[name] for factor, part in zip(factors, parts, strict=True)), th.zeros(()))
+            th.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+class TestSurrogate:
+    def test_by_hand(self):
+        found = PPOObjective(0.0, 0.5, True).surrogate(
+            th.tensor([2.0, 2.0, 0.5, 1.0]), th.tensor([1.0, -1.0, 3.0, 4.0]), th.tensor([1.0, 0.5, 2.0, 0.0]), 0.2
+        )
+        th.testing.assert_close(found, th.tensor([1.2, -1.0, 3.0, 0.0]))
+
+    def test_can_be_replaced_in_a_subclass(self):
+        """As benchmarks of other objectives do."""
+
+        class Unclipped(PPOObjective):
+            def surrogate(self, ratio, advantages, weights, clip_range):
+                return ratio * advantages * weights
+
+        policy = make_policy()
+        batch = make_batch(policy)
+        terms = Unclipped(0.0, 0.5, False)(policy, batch, CLIP_RANGE, None)
+        ratio = (evaluate(policy, batch.observations, batch.actions)[1] - batch.old_log_prob).exp()
+        expected = -(ratio * batch.advantages * batch.weights).mean()
+        th.testing.assert_close(terms.policy_gradient_loss.detach(), expected)
+
+
+def test_settings_are_values():
+    """Equal settings are equal objects, so that nothing is compiled again; they cannot change under a compiled function."""
+    assert PPOObjective(0.1, 0.5, True) == PPOObjective(0.1, 0.5, True)
+    assert PPOObjective(0.1, 0.5, True) != PPOObjective(0.1, 0.5, False)
+    with pytest.raises(AttributeError):
+        PPOObjective(0.1, 0.5, True).ent_coef = math.nan  # type: ignore[misc]  # what is tested
