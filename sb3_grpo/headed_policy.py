@@ -219,8 +219,8 @@ def fit_state(policy: HeadedPolicy, state_dict: Mapping[str, Any], strict: bool)
         scales = None if scales is None else scales.expand(policy.n_heads)
     elif n_heads is not None and n_heads > grouping.max_groups:
         raise RuntimeError(
-            f"the state_dict has {n_heads} heads, but the policy at most {grouping.max_groups} groups; GRPO.load is what loads "
-            "files with several groups"
+            f"the state_dict has {n_heads} heads, but the policy at most {grouping.max_groups} groups; GRPO.load is what "
+            "loads files with several groups"
         )
     elif n_heads is not None and n_heads > 1:
         missing = [name for name, tensor in groups.items() if tensor is None]
