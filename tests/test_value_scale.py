@@ -773,7 +773,7 @@ class TestOff:
         # control
         scaled = regrouped()
         assert "value_scale.scale" in scaled.policy.state_dict()
-        assert {"value_scale.scale", "value_scale.count"} <= scaled.training_state().keys()
+        assert "value_scale.count" in scaled.training_state()
 
     @pytest.mark.parametrize(("normalize_advantage", "asked"), [(True, False), (False, False), ("group", True)])
     def test_nobody_asks(self, monkeypatch, normalize_advantage, asked):

@@ -23,8 +23,9 @@ def tensors_of(model: GRPO) -> dict[str, th.Tensor]:
         if name in HEAD_DIMS and tensor.ndim > 0:
             tensors[label] = split_heads(tensor, HEAD_DIMS[name], policy.n_heads)[in_use]
     state = {f"state {name}": tensor for name, tensor in model.training_state().items()}
-    for name in ("state value_scale.scale", "state value_scale.count"):
-        state |= {name: state[name][in_use]} if name in state else {}
+    if policy.value_scale is not None:
+        buffers = policy.value_scale.named_buffers()
+        state |= {f"state value_scale.{name}": buffer[in_use] for name, buffer in buffers}
     return {name: tensor.detach() for name, tensor in {**tensors, **state}.items()}
 
 
