@@ -100,12 +100,13 @@ def average_heads(policy: ActorCriticPolicy, n_heads: int, target: int, other: i
     """
     for name, parameter in _head_parameters(policy):
         state = policy.optimizer.state.get(parameter, {})
-        for tensor in (parameter.data, *(value for value in state.values() if _is_moment(value, parameter))):
+        moments = [value for value in state.values() if _is_moment(value, parameter)]
+        for tensor in (parameter.data, *moments):
             heads = split_heads(tensor, HEAD_DIMS[name], n_heads)
             heads[target].lerp_(heads[other], 1 - share)
-            if tensor is not parameter.data:
-                # where all heads are held, the optimizer would go on moving this one
-                heads[other] = 0
+        for moment in moments:
+            # where all heads are held, the optimizer would go on moving this one
+            split_heads(moment, HEAD_DIMS[name], n_heads)[other] = 0
 
 
 def _head_parameters(policy: ActorCriticPolicy) -> Iterator[tuple[str, nn.Parameter]]:

@@ -336,7 +336,10 @@ class TestAverageHeads:
         for key, heads in heads_of(policy).items():
             target, other = before[key][2], before[key][0]
             th.testing.assert_close(heads[2], share * target + (1 - share) * other)
-            assert heads[:2].equal(before[key][:2])
+            assert heads[1].equal(before[key][1])
+            # without moments the optimizer does not move a head that no step belongs to
+            is_moment = key[1] != ""
+            assert heads[0].equal(th.zeros_like(other) if is_moment else other)
         assert same(trunk_of(policy), trunk)
 
     def test_numbers(self):
@@ -349,7 +352,7 @@ class TestAverageHeads:
             bias.copy_(th.tensor([10.0, 7.0, 2.0]))
         average_heads(policy, N_HEADS, 0, 2, 0.75)
         assert bias.tolist() == [8, 7, 2]
-        assert policy.optimizer.state[bias]["exp_avg"].tolist() == [7, 1, 4]
+        assert policy.optimizer.state[bias]["exp_avg"].tolist() == [7, 1, 0]
         assert policy.optimizer.state[bias]["exp_avg_sq"].tolist() == [12, 1, 0]
         assert policy.optimizer.state[bias]["step"] == 1
 
@@ -357,7 +360,8 @@ class TestAverageHeads:
         take_heads(policy, N_HEADS, [0, 0, 2])
         before = heads_of(policy)
         average_heads(policy, N_HEADS, 0, 1, 0.3)
-        assert same(heads_of(policy), before)
+        for key, heads in heads_of(policy).items():
+            assert heads[[0, 2]].equal(before[key][[0, 2]])
 
 
 class TestRegroupedPolicies:
