@@ -231,6 +231,7 @@ def test_a_head_that_has_been_merged_is_gone_or_stays_where_it_is(monkeypatch: p
     model = regrouped(monkeypatch, "compiled")
     assert model.policy.grouping.heads == [0, 1, 2, 3]
     before = split_heads(model.policy.state_dict()["action_net.weight"].clone(), 0, 4)
+    assert before.abs().amin(dim=(1, 2)).gt(0).all()
     model.learn(64, reset_num_timesteps=False)
     after = split_heads(model.policy.state_dict()["action_net.weight"], 0, 4)
     assert [th.equal(before[head], after[head]) for head in range(4)] == [False, False, False, True]
