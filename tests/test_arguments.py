@@ -67,7 +67,6 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "router": ("one of ['random', 'one_hot', 'discrete'] or a callable", ["nearest", "", None, 5, ["random"]]),
     "router_kwargs": ("a dict whose keys are strings, or None", ["dict(n_cells=4)", [4], 5]),
     "advantage_estimator": ("one of ['gae']", ["GAE", "", None, 5, ["gae"], GAE]),
-    # benchmarks that are imported beside this add an entry
     "balancer": (f"one of {list(BALANCERS)}", ["penalty", None, True, RelativePenalty]),
     "group_score": ("one of ['return', 'reward']", ["returns", None, True]),
     "group_scale": ("one of ['std', 'range']", ["rnage", None, 1]),

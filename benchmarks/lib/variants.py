@@ -15,7 +15,7 @@ from torchjd.aggregation import UPGrad
 
 from benchmarks.lib.tasks import N_TASKS
 from sb3_grpo import GRPO
-from sb3_grpo.balancing import BALANCERS, Balancer, GroupScores, GroupWeights
+from sb3_grpo.balancing import Balancer, GroupScores, GroupWeights
 from sb3_grpo.buffers import Rollout
 from sb3_grpo.heads import HEAD_DIMS, split_heads
 from sb3_grpo.losses import group_means, group_std
@@ -116,9 +116,6 @@ class Softmax(Balancer):
         """Weigh the groups of one rollout, see ``Balancer``."""
         weights = softmax(np.log(scores.shares) - scores.scores / scores.scale) / scores.shares
         return GroupWeights(weights, self.group_coef(progress_remaining))
-
-
-BALANCERS["softmax"] = Softmax
 
 
 class UPGradGRPO(GRPO):

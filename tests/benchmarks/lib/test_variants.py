@@ -8,8 +8,9 @@ import pytest
 import torch as th
 
 from benchmarks.lib.tasks import head_per_task
-from benchmarks.lib.variants import UPGradUpdate
+from benchmarks.lib.variants import Softmax, UPGradUpdate
 from benchmarks.sweeps.balancing_rules import RULES
+from sb3_grpo.balancing import BALANCERS
 
 
 def cosine(left: Sequence[th.Tensor], right: Sequence[th.Tensor]) -> float:
@@ -23,6 +24,7 @@ class TestBalancingRules:
         """A function that trains for one rollout, and returns the model."""
 
         def train(rule: str) -> Any:
+            monkeypatch.setitem(BALANCERS, "softmax", Softmax)
             algorithm, kwargs = RULES[rule]
             kwargs = {**head_per_task(task_cartpole), "compile": False, "n_steps": 64, "seed": 0, **kwargs}
             return algorithm("MlpPolicy", task_cartpole, **kwargs).learn(1)
