@@ -48,8 +48,8 @@ def test_defaults_are_run_once_and_shown_for_each_option() -> None:
     table = options_table([{"run": run, "result": result} for run in runs])
     lines = list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))
     assert [line[:3] for line in lines] == [
-        *(("probe_kl_coef", value, "10") for value in ("0.02", "0.05", "0.1", "0.2")),
-        *(("regroup_freq", value, "10") for value in ("1", "2", "16")),
+        *(("probe_kl_coef", value, "5") for value in ("0.02", "0.05", "0.1", "0.2")),
+        *(("regroup_freq", value, "5") for value in ("1", "2", "16")),
     ]
-    assert lines[0][3:] == ("10", "never (0 of 10)", "10", "2", "500 [500, 500]", "500 [500, 500]")
+    assert lines[0][3:] == ("5", "never (0 of 5)", "5", "2", "500 [500, 500]", "500 [500, 500]")
     assert set(PARTS["recovery"][2]) == {line[0] for line in lines}
