@@ -26,8 +26,7 @@ from benchmarks.lib.rows import Row, Run, by_method
 from benchmarks.lib.sweep import parse_parts, run_part
 from benchmarks.lib.tasks import END_AND_TRAINING, SETTINGS, end_and_training, head_per_task, make_env, train_on_tasks
 from benchmarks.lib.variants import Softmax, UPGradGRPO
-from sb3_grpo import GRPO
-from sb3_grpo.balancing import BALANCERS
+from sb3_grpo import GRPO, balancing
 
 SEEDS = {"drawn": range(10), "scaled": range(10), "wide": range(5)}
 RULES: dict[str, tuple[type[GRPO], dict[str, Any]]] = {
@@ -52,7 +51,8 @@ def run(setting: str, method: str, seed: int, total_timesteps: int, n_evaluation
     :param n_evaluations: number of evaluations
     :return: see :func:`benchmarks.lib.tasks.train_on_tasks`
     """
-    BALANCERS["softmax"] = Softmax
+    # through the module: a process of the sweep has a copy of what this function refers to directly
+    balancing.BALANCERS["softmax"] = Softmax
     env, (algorithm, rule) = make_env(setting, seed), RULES[method]
     kwargs = {**head_per_task(env), **FIXED_GROUPS, **SETTINGS[setting]["kwargs"], **rule}
     model = algorithm("MlpPolicy", env, seed=seed, device="cpu", **kwargs)
