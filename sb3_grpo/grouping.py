@@ -113,7 +113,7 @@ class Grouping(nn.Module):
         """Whether the map from observations to cells is final."""
         return self.max_groups == 1 or self.router.is_fitted
 
-    def apply(self, event: Merge | Split) -> list[int]:  # type: ignore[override]  # torch's applies a function to modules
+    def relabel(self, event: Merge | Split) -> list[int]:
         """
         Relabel the cells of groups that are merged or split.
 

@@ -157,7 +157,7 @@ class HeadedPolicy(ActorCriticPolicy):
                 if self.value_scale is not None:
                     self.value_scale.unify(self.value_net, target, other, event.share)
                 average_heads(self, self.n_heads, target, other, event.share)
-            self.take_heads(self.grouping.apply(event))
+            self.take_heads(self.grouping.relabel(event))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -89,7 +89,7 @@ class TestApply:
     def test_merge(self):
         grouping = make_grouping()
         grouping.age.copy_(th.tensor([5.0, 7.0, 3.0, 9.0]))
-        assert grouping.apply(Merge(3, 1, 0.5, 0.0)) == [0, 2, 3]
+        assert grouping.relabel(Merge(3, 1, 0.5, 0.0)) == [0, 2, 3]
         assert grouping.cell_to_group.tolist() == [0, 3, 2, 3]
         assert grouping.heads == [0, 2, 3]
         # it is as young as the younger of the two
@@ -100,7 +100,7 @@ class TestApply:
         grouping.assign([0, 0, 0, 3])
         grouping.age.copy_(th.tensor([5.0, 7.0, 3.0, 9.0, 1.0, 1.0]))
         # head 0 is that of group 0, which the new group 1 begins as
-        assert grouping.apply(Split(0, 1, [1, 2], 1.0)) == [0, 0, 1]
+        assert grouping.relabel(Split(0, 1, [1, 2], 1.0)) == [0, 0, 1]
         assert grouping.cell_to_group.tolist() == [0, 1, 1, 3]
         assert grouping.heads == [0, 1, 3]
         assert grouping.age[[0, 1, 3]].tolist() == [0, 0, 9]
@@ -108,8 +108,8 @@ class TestApply:
     def test_with_all_heads_only_a_split_copies(self):
         grouping = make_grouping(n_groups=2, max_groups=3, all_heads=True)
         grouping.assign([0, 0, 2, 2])
-        assert grouping.apply(Merge(0, 2, 0.5, 0.0)) == [0, 1, 2]
-        assert grouping.apply(Split(0, 1, [3], 1.0)) == [0, 0, 2]
+        assert grouping.relabel(Merge(0, 2, 0.5, 0.0)) == [0, 1, 2]
+        assert grouping.relabel(Split(0, 1, [3], 1.0)) == [0, 0, 2]
 
     @given(st.data(), st.booleans())
     def test_events_in_any_order(self, data, all_heads):
@@ -132,7 +132,7 @@ class TestApply:
                 members[group], members[new] = [cell for cell in members[group] if cell not in moved], moved
                 expected[new] = expected[group]
                 event = Split(group, new, moved, 1.0)
-            sources = grouping.apply(event)
+            sources = grouping.relabel(event)
             names = [names[source] for source in sources]
             assert len(names) == len(grouping.heads)
             assert grouping.active == sorted(members)

@@ -8,6 +8,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from tiny_policies import make_scrambled_policy
 
 from sb3_grpo import MlpPolicy
 from sb3_grpo.buffers import GroupRolloutBuffer
@@ -252,3 +253,10 @@ class TestFirstRollout:
         assert not policy.grouping.is_fitted
         for key, heads in heads_of(policy).items():
             assert all(head.equal(before[key][group]) for group, head in heads.items())
+
+
+def test_a_function_is_applied_to_all_modules_as_in_torch():
+    policy = make_scrambled_policy(spaces.Discrete(2), 3, n_groups=None)
+    visited: list[th.nn.Module] = []
+    policy.apply(visited.append)
+    assert set(map(id, visited)) == set(map(id, policy.modules()))
