@@ -1,6 +1,6 @@
 """Rollout buffers: SB3's, with a whole rollout as tensors that know the head and the weight of every step."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,23 @@ class Rollout(NamedTuple):
     returns: th.Tensor
     heads: th.Tensor  # index of the head of the step, shape (B,)
     weights: th.Tensor  # factor on the step's policy-gradient loss, 1 = PPO, shape (B,)
+
+    def tensors(self) -> list[th.Tensor]:
+        """Return all tensors, those of a dict of observations first."""
+        observations = self.observations
+        return [*(observations.values() if isinstance(observations, dict) else [observations]), *self[1:]]
+
+    @classmethod
+    def of(cls, keys: Sequence[str] | None, tensors: Sequence[th.Tensor]) -> "Rollout":
+        """
+        Make a rollout of what :meth:`tensors` returns.
+
+        :param keys: of the observations; ``None``: they are one tensor
+        :param tensors: those of the observations first
+        """
+        if keys is None:
+            return cls(*tensors)
+        return cls(dict(zip(keys, tensors, strict=False)), *tensors[len(keys) :])
 
     def minibatches(self, batch_size: int) -> Generator["Rollout", None, None]:
         """

@@ -37,11 +37,27 @@ class EpochLoop:
         for epoch in range(self.n_epochs):
             self.last_start = len(self.steps)
             self.n_begun += 1
+            pending: list[Rollout] = []
             for batch in rollout.minibatches(self.batch_size):
                 self.steps.append(self.update(batch, clip_range, clip_range_vf))
-                if not self.steps[-1].accepted:
-                    explain_refused_step(self.policy, self.steps[-1], batch, rollout)
-                    if self.verbose >= 1:
-                        kl = approx_kl(self.steps[-1].terms.log_ratio)
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
-                    return
+                pending.append(batch)
+                if len(pending) > self.update.lookahead:
+                    if self._find_refusal(pending, rollout, epoch):
+                        return
+                    pending = []
+            if self._find_refusal(pending, rollout, epoch):
+                return
+
+    def _find_refusal(self, pending: list[Rollout], rollout: Rollout, epoch: int) -> bool:
+        """Return whether the step of one of the last minibatches was refused; those after it are forgotten."""
+        if not pending or self.steps[-1].accepted:
+            return False
+        first = len(self.steps) - len(pending)
+        accepted = [bool(step.accepted) for step in self.steps[first:]]
+        refused = accepted.index(False)
+        del self.steps[first + refused + 1 :]
+        explain_refused_step(self.policy, self.steps[-1], pending[refused], rollout)
+        if self.verbose >= 1:
+            kl = approx_kl(self.steps[-1].terms.log_ratio)
+            print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
+        return True

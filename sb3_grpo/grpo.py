@@ -303,7 +303,7 @@ class GRPO(ModelFiles):
             epochs = EpochLoop(update, self.policy, self.n_epochs, self.batch_size, self.verbose)
             epochs.run(rollout, clip_range, clip_range_vf)
         self._n_updates += epochs.n_begun
-        if self._compiled_update is not None and self._compiled_update.works:
+        if self._compiled_update is not None and self._compiled_update.compiled_step.works:
             self.policy.compile_act()
         log_update(self.logger, epochs.steps, epochs.last_start, clip_range)
         log_policy(self.logger, self.policy, self.rollout_buffer)

@@ -1,7 +1,7 @@
 """Policies: SB3's actor-critic policies whose observations choose one of several heads."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, BasePolicy, 
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_grpo.compilation import CompiledFunction
 from sb3_grpo.diagnostics import explain_failure, raise_if_nonfinite
 from sb3_grpo.distributions import GroupStateDependentNoiseDistribution, HeadChoice, SB3Actions
 from sb3_grpo.headed_policy import HeadedPolicy
@@ -26,7 +27,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
 
     # output of the actor's trunk in the last call of forward()
     last_latent_pi: th.Tensor | None = None
-    _compiled_act: Callable[[PyTorchObs, bool], tuple[th.Tensor, ...]] | None = None
+    _compiled_act: CompiledFunction | None = None
 
     def extract_features(  # type: ignore[override]  # SB3's own signature, which differs from its base class
         self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
@@ -121,10 +122,37 @@ class GroupActorCriticPolicy(HeadedPolicy):
         return actions, values, log_prob, values.sum() + log_prob.sum(), latent_pi
 
     def compile_act(self) -> None:
-        """Compile what :meth:`forward` does; random numbers are still those of torch, in the same order."""
+        """Compile what :meth:`forward` does in rollouts; random numbers are still those of torch, in the same order."""
         # gSDE keeps the noise of a rollout in an object, which cannot be compiled
         if self._compiled_act is None and not self.use_sde:
-            self._compiled_act = th.compile(self._act, options={"fallback_random": True})
+            keys = self._observation_keys()
+
+            def act(*tensors: Any) -> tuple[th.Tensor, ...]:
+                obs = dict(zip(keys, tensors, strict=True)) if keys else tensors[0]
+                return self._act(obs, deterministic=False)
+
+            self._compiled_act = CompiledFunction("acting", act, {"fallback_random": True})
+
+    def _observation_keys(self) -> list[str]:
+        """Return the keys of observations; empty if they are not dicts."""
+        return list(self.observation_space.spaces) if isinstance(self.observation_space, spaces.Dict) else []
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put the policy into training or evaluation mode, as in SB3.
+
+        :param mode: ``True``: training mode
+        """
+        super().set_training_mode(mode)
+        if self._compiled_act is not None:
+            self._compiled_act.check_again()
+
+    def _fastest_act(self, obs: PyTorchObs, deterministic: bool) -> Sequence[th.Tensor]:
+        """Return what :meth:`_act` does, compiled in rollouts."""
+        if self._compiled_act is None or deterministic or th.is_grad_enabled():
+            return self._act(obs, deterministic)
+        tensors = [obs[key] for key in self._observation_keys()] if isinstance(obs, dict) else [obs]
+        return self._compiled_act(tensors[0].shape, *tensors)
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy of the policy must not call the original's network
@@ -140,7 +168,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
         :raises ValueError: if observations, or the policy's outputs for them, are NaN, infinite or outside of their space
         """
         try:
-            actions, values, log_prob, total, latent_pi = (self._compiled_act or self._act)(obs, deterministic)
+            actions, values, log_prob, total, latent_pi = self._fastest_act(obs, deterministic)
             healthy = math.isfinite(total.item())
         except (RuntimeError, IndexError) as error:
             # torch does not sample from NaN, and has no column or head for what does not exist

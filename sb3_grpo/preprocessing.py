@@ -1,11 +1,14 @@
 """Preprocessing: from the observation that the environment gives to the input of the features extractor."""
 
+from typing import TYPE_CHECKING
+
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_grpo.routing import Router
+if TYPE_CHECKING:
+    from sb3_grpo.routing import Router
 
 
 class Preprocessor:
@@ -13,15 +16,15 @@ class Preprocessor:
     SB3's ``preprocess_obs`` without what the router hides from the trunk.
 
     SB3's function asks at each call whether a space is that of an image, which costs more than the preprocessing of a
-    vector; here this is decided once.
+    vector, and cannot be compiled; here this is decided once.
 
     :param observation_space: space of the whole observation
     :param normalize_images: whether images are divided by 255
-    :param router: says what the trunk sees
+    :param router: says what the trunk sees; ``None``: all of it
     """
 
-    def __init__(self, observation_space: spaces.Space, normalize_images: bool, router: Router):
-        self.space, self.visible = observation_space, router.visible
+    def __init__(self, observation_space: spaces.Space, normalize_images: bool, router: "Router | None" = None):
+        self.space, self.visible = observation_space, None if router is None else router.visible
         entries = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
         self._image_keys = {key for key, space in entries.items() if normalize_images and is_image_space(space)}
 
@@ -32,7 +35,7 @@ class Preprocessor:
         :param obs: whole observations
         :return: floats, images divided by 255, Discrete entries as one-hot columns
         """
-        obs = self.visible(obs)
+        obs = obs if self.visible is None else self.visible(obs)
         if isinstance(self.space, spaces.Dict):
             assert isinstance(obs, dict)
             return {key: self._scale(value, self.space[key], key) for key, value in obs.items()}

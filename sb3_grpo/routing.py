@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
+
+from sb3_grpo.preprocessing import Preprocessor
 
 # The random router projects observations with more dimensions to this many before it measures distances
 MAX_DISTANCE_DIM = 32
@@ -167,6 +168,7 @@ class RandomRouter(Router):
         super().__init__(observation_space, n_cells)
         input_dim = spaces.flatdim(observation_space)
         self._is_vector = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
+        self._preprocess = Preprocessor(observation_space, normalize_images=True)
         self.register_buffer("offset", th.zeros(input_dim))
         self.register_buffer("weight", th.zeros(n_cells, input_dim))
         self.register_buffer("bias", th.full((n_cells,), -th.inf).index_fill_(0, th.tensor(0), 0.0))
@@ -175,7 +177,7 @@ class RandomRouter(Router):
         if self._is_vector:
             assert isinstance(obs, th.Tensor)
             return obs.float()
-        preprocessed = preprocess_obs(obs, self.observation_space)
+        preprocessed = self._preprocess(obs)
         if not isinstance(preprocessed, dict):
             return preprocessed.flatten(1)
         assert isinstance(self.observation_space, spaces.Dict)

@@ -1,21 +1,24 @@
 """Update: how a minibatch changes the policy, operation by operation or as one compiled function."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch as th
+from gymnasium import spaces
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.adam import adam
 
 from sb3_grpo.buffers import Rollout
+from sb3_grpo.compilation import CompiledFunction
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.losses import approx_kl
 from sb3_grpo.objective import LossTerms, PPOObjective
 from sb3_grpo.policies import GroupActorCriticPolicy
+
+# Minibatches on a GPU that are begun before it is known whether the first of them was refused
+LOOKAHEAD = 8
 
 
 class UpdateStep(NamedTuple):
@@ -55,6 +58,8 @@ class Update(Protocol):
 
     It is a context manager around the minibatches of one rollout.
     """
+
+    lookahead: int  # minibatches that may follow one whose step is refused; if it is not 0, their steps are refused too
 
     def __enter__(self) -> Any: ...
 
@@ -98,6 +103,8 @@ class EagerUpdate:
     :param stepper: what is done with its gradient
     :param max_kl: no step is taken beyond this KL divergence, nats; ``None``: no limit
     """
+
+    lookahead = 0
 
     def __init__(self, policy: GroupActorCriticPolicy, objective: PPOObjective, stepper: Stepper, max_kl: float | None):
         self.policy, self.objective, self.stepper, self.max_kl = policy, objective, stepper, max_kl
@@ -311,8 +318,11 @@ class CompiledUpdate(FlatVectors):
         super().__init__(policy, max_grad_norm)
         self.objective, self.max_kl = objective, max_kl
         self.function = _PolicyFunction(policy)
-        self.compiled_step: Callable[..., UpdateStep] = th.compile(self._step, fullgraph=True)
-        self.works = True
+        space = policy.observation_space
+        self.keys = list(space) if isinstance(space, spaces.Dict) else None
+        self.compiled_step = CompiledFunction("the update", self._step)
+        # a GPU would have to be waited for at each minibatch
+        self.lookahead = 0 if self.parameters[0].device.type == "cpu" else LOOKAHEAD
 
     def configure(self, objective: PPOObjective, max_grad_norm: float, max_kl: float | None) -> None:
         """
@@ -327,45 +337,29 @@ class CompiledUpdate(FlatVectors):
         self.max_grad_norm, self.max_kl = max_grad_norm, max_kl
 
     def __enter__(self) -> "CompiledUpdate":
-        self._checked_sizes: set[int] = set()
-        return super().__enter__()
+        self.compiled_step.check_again()
+        self._schedules: tuple[float | None, ...] = ()
+        super().__enter__()
+        self.going = self.flat.new_ones((), dtype=th.bool)
+        return self
 
     def __call__(self, batch: Rollout, clip_range: float, clip_range_vf: float | None) -> UpdateStep:
         """Use one minibatch, see :class:`Update`."""
-        # schedules as tensors: a number that changes would have everything compiled again
         schedules = (self.optimizer.param_groups[0]["lr"], clip_range, clip_range_vf)
-        tensors = (None if value is None else th.as_tensor(value, device=self.flat.device) for value in schedules)
+        if schedules != self._schedules:
+            # as tensors: a number that changes would have everything compiled again
+            self._schedules = schedules
+            self._tensors = [None if value is None else th.as_tensor(value, device=self.flat.device) for value in schedules]
         vectors = (self.flat, self.exp_avg, self.exp_avg_sq, self.n_steps, self.gradient)
-        arguments: tuple[Any, ...] = (vectors, batch, *tensors)
-        size = len(batch.returns)
-        if size in self._checked_sizes:
-            # nothing but the size of the minibatch changes within a rollout: one check of the function's
-            # assumptions per size is enough
-            with skip_guards():
-                return self.compiled_step(*arguments)
-        try:
-            step = self.compiled_step(*arguments)
-        except Exception as error:
-            if not self.works:
-                raise
-            self.works = False
-            # otherwise torch remembers the failure, and does not compile this step for any other model either
-            th.compiler.reset()
-            cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-            warnings.warn(f"`compile=True` does not work here, training goes on without it ({cause})", stacklevel=2)
-            self.compiled_step = self._step
-            step = self.compiled_step(*arguments)
-        self._checked_sizes.add(size)
-        return step
+        arguments = (*vectors, self.going, *self._tensors, *batch.tensors())
+        *terms, accepted, norm = self.compiled_step(len(batch.returns), *arguments)
+        return UpdateStep(LossTerms(*terms), accepted, norm)
 
-    def _step(
-        self,
-        vectors: tuple[th.Tensor, ...],
-        batch: Rollout,
-        learning_rate: th.Tensor,
-        clip_range: th.Tensor,
-        clip_range_vf: th.Tensor | None,
-    ) -> UpdateStep:
+    def _step(self, *tensors: Any) -> tuple[th.Tensor, ...]:
+        """Take a step in place; the arguments are as in :meth:`__call__`."""
+        vectors, going, (learning_rate, clip_range, clip_range_vf) = tensors[:5], tensors[5], tensors[6:9]
+        batch = Rollout.of(self.keys, tensors[9:])
+
         def loss(parameters: list[th.Tensor]) -> tuple[th.Tensor, UpdateStep]:
             named = {f"policy.{name}": parameter for name, parameter in zip(self.names, parameters, strict=True)}
             arguments = (self.objective, batch, clip_range, clip_range_vf)
@@ -376,10 +370,12 @@ class CompiledUpdate(FlatVectors):
         gradients, step = th.func.grad(loss, has_aux=True)(self.unflatten(vectors[0]))
         gradient, norm = self.clip(gradients)
         step = step.with_gradient(norm)
+        accepted = step.accepted & going
         new = adam_step(vectors[:4], gradient, learning_rate, self.settings)
         for vector, value in zip(vectors, (*new, gradient), strict=True):
-            vector.copy_(th.where(step.accepted, value, vector))
-        return step
+            vector.copy_(th.where(accepted, value, vector))
+        going.copy_(accepted)
+        return (*step.terms, accepted, step.gradient_norm)
 
 
 class _PolicyFunction(nn.Module):
@@ -416,15 +412,6 @@ def adam_step(
     step_size = learning_rate / (1 - beta1**n_steps)
     denominator = exp_avg_sq.sqrt() / (1 - beta2**n_steps).sqrt() + settings["eps"]
     return flat - step_size * (exp_avg / denominator), exp_avg, exp_avg_sq, n_steps
-
-
-def skip_guards() -> AbstractContextManager[None]:
-    """Make a context in which compiled functions do not check again what they were compiled for, where torch can do so."""
-    try:
-        return th.compiler.set_stance("default", skip_guard_eval_unsafe=True)
-    except (AttributeError, TypeError):
-        # torch before 2.7
-        return nullcontext()
 
 
 def trained_parameters(policy: GroupActorCriticPolicy) -> dict[str, nn.Parameter]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch as th
+import torch._inductor
 from stable_baselines3.common.env_util import make_vec_env
 
 import sb3_grpo  # noqa: F401  # registers the environments
@@ -34,21 +35,21 @@ def task_cartpole():
 
 @pytest.fixture
 def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Calls of each function that is compiled, in the order of their compilation; a failure would be a warning."""
+    """Calls of each graph that torch has compiled, in the order of their compilation; a failure would be a warning."""
     calls: list[int] = []
-    compile_ = th.compile
+    compile_ = torch._inductor.compile
 
-    def counted(function: Any, **kwargs: Any) -> Any:
-        made, place = compile_(function, **kwargs), len(calls)
+    def counted(*arguments: Any, **kwargs: Any) -> Any:
+        made, place = compile_(*arguments, **kwargs), len(calls)
         calls.append(0)
 
-        def call(*arguments: Any) -> Any:
+        def call(*inputs: Any) -> Any:
             calls[place] += 1
-            return made(*arguments)
+            return made(*inputs)
 
         return call
 
-    monkeypatch.setattr(th, "compile", counted)
+    monkeypatch.setattr(torch._inductor, "compile", counted)
     return calls
 
 

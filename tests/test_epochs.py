@@ -25,10 +25,11 @@ class Scripted:
     :param refuse_at: index of the minibatch that is refused; ``None``: none
     :param loss: of that minibatch
     :param norm: of its gradient
+    :param lookahead: minibatches after it, whose steps are refused too
     """
 
-    def __init__(self, refuse_at: int | None = None, loss: float = 1.0, norm: float = 1.0):
-        self.refuse_at, self.loss, self.norm = refuse_at, loss, norm
+    def __init__(self, refuse_at: int | None = None, loss: float = 1.0, norm: float = 1.0, lookahead: int = 0):
+        self.refuse_at, self.loss, self.norm, self.lookahead = refuse_at, loss, norm, lookahead
         self.batches: list[Rollout] = []
         self.clip_ranges: set[tuple[float, float | None]] = set()
 
@@ -39,7 +40,8 @@ class Scripted:
         raise AssertionError("left by whoever made it")
 
     def __call__(self, batch: Rollout, clip_range: float, clip_range_vf: float | None) -> UpdateStep:
-        refused = len(self.batches) == self.refuse_at
+        place = len(self.batches)
+        refused = self.refuse_at is not None and (place == self.refuse_at or 0 < place - self.refuse_at <= self.lookahead)
         self.batches.append(batch)
         self.clip_ranges.add((clip_range, clip_range_vf))
         zero, log_ratio = th.zeros(()), th.tensor([math.log(2), -math.log(2)])
@@ -108,6 +110,17 @@ class TestEarlyStop:
         assert [bool(step.accepted) for step in epochs.steps] == [True] * refuse_at + [False]
         assert (epochs.n_begun, epochs.last_start) == (n_begun, last_start)
 
+    @pytest.mark.parametrize("lookahead", [1, 2, 8])
+    @pytest.mark.parametrize("refuse_at", range(9))
+    def test_is_the_same_where_it_is_found_later(self, refuse_at, lookahead):
+        """As on a GPU, which would have to be waited for."""
+        at_once, later = run(Scripted(refuse_at)), run(update := Scripted(refuse_at, lookahead=lookahead))
+        assert [bool(step.accepted) for step in later.steps] == [bool(step.accepted) for step in at_once.steps]
+        assert (later.n_begun, later.last_start) == (at_once.n_begun, at_once.last_start)
+        # not beyond the epoch, and not more of them than allowed
+        end_of_epoch = refuse_at - refuse_at % 3 + 3
+        assert refuse_at + 1 <= len(update.batches) <= min(refuse_at + 1 + lookahead, end_of_epoch)
+
     def test_is_said_if_asked_for(self, capsys):
         """The divergence: (2 - 1 - log 2 + 1/2 - 1 + log 2) / 2."""
         run(Scripted(4), verbose=1)
@@ -125,6 +138,16 @@ class TestNonFinite:
     def test_gradient(self):
         with pytest.raises(NonFiniteError, match=r"the gradient is NaN or infinite although the loss is finite"):
             run(Scripted(1, norm=math.inf))
+
+    @pytest.mark.parametrize("lookahead", [1, 8])
+    def test_the_minibatch_that_is_named_is_the_one_that_failed(self, lookahead):
+        """Not one after it: its groups are in the message."""
+        rollout = make_rollout()
+        rollout = rollout._replace(returns=rollout.returns.where(rollout.heads == 1, math.nan))
+        loop = EpochLoop(Scripted(1, loss=math.nan, lookahead=lookahead), make_policy(), 3, 8)
+        with pytest.raises(NonFiniteError, match=r"in groups \[0\]"):
+            loop.run(rollout, 0.2, None)
+        assert len(loop.steps) == 2
 
     def test_a_finite_step_that_is_refused_is_no_error(self):
         assert len(run(Scripted(1)).steps) == 2

@@ -18,7 +18,6 @@ BELOW = None
 ALLOWED: dict[str, set[str] | None] = {
     # pure functions, and what stands alone
     "losses": set(),
-    "routing": set(),
     "distributions": set(),
     "heads": set(),
     "regroup_plan": set(),
@@ -30,7 +29,9 @@ ALLOWED: dict[str, set[str] | None] = {
     "reward_scale": set(),
     "value_scale": {"losses"},
     "balancing": {"losses"},
-    "preprocessing": {"routing"},
+    "preprocessing": set(),
+    "routing": {"preprocessing"},
+    "compilation": set(),
     "grouping": {"regroup_plan", "routing"},
     "probe_math": {"distributions", "regroup_plan"},
     "probes": {"distributions", "probe_math", "regroup_plan"},
@@ -52,9 +53,9 @@ ALLOWED: dict[str, set[str] | None] = {
         "routing",
         "value_scale",
     },
-    "policies": {"diagnostics", "distributions", "headed_policy"},
+    "policies": {"compilation", "diagnostics", "distributions", "headed_policy"},
     "objective": {"buffers", "losses", "policies"},
-    "update": {"buffers", "interrupts", "losses", "objective", "policies"},
+    "update": {"buffers", "compilation", "interrupts", "losses", "objective", "policies"},
     "epochs": {"buffers", "diagnostics", "losses", "policies", "update"},
     "regrouping": {"buffers", "distributions", "interrupts", "policies", "probe_math", "probes", "regroup_plan"},
     "arguments": {"advantages", "balancing", "buffers", "policies", "routing"},
@@ -66,7 +67,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "__init__": BELOW,
 }
 # What a module names in annotations only, although it is not below it: these imports are never executed
-ANNOTATED: dict[str, set[str]] = {"diagnostics": {"balancing", "policies", "update"}}
+ANNOTATED: dict[str, set[str]] = {"diagnostics": {"balancing", "policies", "update"}, "preprocessing": {"routing"}}
 ZOO = {"zoo", "zoo_configs"}
 
 

@@ -1,0 +1,126 @@
+"""Compilation: call what ``torch.compile`` makes of a function, without checks that would give the same answer again."""
+
+import importlib
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch as th
+
+Tensors = Sequence[th.Tensor | None]
+
+
+class GraphCall(NamedTuple):
+    """A call of a compiled graph: what of it was an argument of the function, and what of it the function returned."""
+
+    graph: Callable[..., Sequence[th.Tensor]]
+    inputs: list[Any]  # of the graph; those that are arguments of the function are replaced at each call
+    arguments: list[tuple[int, int]]  # index among the inputs, index among the arguments of the function
+    results: list[int]  # index among the outputs of the graph, for each result of the function
+
+    @classmethod
+    def of(cls, recorded: "RecordedCall", arguments: Tensors, results: Sequence[th.Tensor]) -> "GraphCall | None":
+        """
+        Find out by identity which tensors of a call of the graph are those of the function.
+
+        :param recorded: the call of the graph
+        :param arguments: arguments of the function
+        :param results: what the function has returned
+        :return: the call; ``None`` if a result of the function is not one of the graph
+        """
+        places = {id(argument): place for place, argument in enumerate(arguments) if argument is not None}
+        made = {id(output): place for place, output in enumerate(recorded.outputs)}
+        if any(id(result) not in made for result in results):
+            return None
+        sources = [(place, places[id(value)]) for place, value in enumerate(recorded.inputs) if id(value) in places]
+        return cls(recorded.graph, list(recorded.inputs), sources, [made[id(result)] for result in results])
+
+    def __call__(self, arguments: Tensors) -> list[th.Tensor]:
+        """
+        Call the graph with other arguments.
+
+        :param arguments: arguments of the function
+        :return: what the function would return
+        """
+        inputs = self.inputs
+        for place, source in self.arguments:
+            inputs[place] = arguments[source]
+        outputs = self.graph(*inputs)
+        return [outputs[place] for place in self.results]
+
+
+class RecordedCall(NamedTuple):
+    """What went into a compiled graph, and what came out."""
+
+    graph: Callable[..., Sequence[th.Tensor]]
+    inputs: Sequence[Any]
+    outputs: Sequence[th.Tensor]
+
+
+class CompiledFunction:
+    """
+    Function of tensors that is compiled, and called without torch's checks as long as only its arguments change.
+
+    Before each call torch checks whether what it has compiled still fits: every attribute that the function reads. For a
+    small network that takes nearly as long as the computation. Here a call with these checks shows which compiled graph
+    torch chooses and where the inputs of that come from. Later calls go to the graph directly, until :meth:`check_again`.
+
+    If the compilation fails a warning says so, and the function is called as it is.
+
+    :param name: what the function does, for that warning
+    :param function: takes tensors, some of which may be ``None``, and returns a tuple of tensors
+    :param options: of torch's compiler, see ``torch.compile``
+    """
+
+    def __init__(self, name: str, function: Callable[..., Sequence[th.Tensor]], options: dict[str, Any] | None = None):
+        self.name, self.function, self.options = name, function, options
+        self.works = True
+        self._compiled = th.compile(function, fullgraph=True, backend=self._compile_graph)
+        self._graphs: dict[Hashable, GraphCall | None] = {}
+        self._recorded: RecordedCall | None = None
+
+    def _compile_graph(self, module: th.fx.GraphModule, examples: list[Any]) -> Callable[..., Sequence[th.Tensor]]:
+        inductor = importlib.import_module("torch._inductor")  # takes a second, and nothing else needs it
+        graph = inductor.compile(module, examples, options=self.options)
+
+        def run(*inputs: Any) -> Sequence[th.Tensor]:
+            outputs = graph(*inputs)
+            self._recorded = RecordedCall(graph, inputs, outputs)
+            return outputs
+
+        return run
+
+    def check_again(self) -> None:
+        """Have the next call for each key checked by torch."""
+        self._graphs.clear()
+
+    def __call__(self, key: Hashable, *arguments: th.Tensor | None) -> Sequence[th.Tensor]:
+        """
+        Call the function.
+
+        :param key: differs between calls whose arguments differ in shape or type
+        :param arguments: of the function
+        :return: what it returns
+        """
+        known = self._graphs.get(key)
+        if known is not None:
+            return known(arguments)
+        if not self.works:
+            return self.function(*arguments)
+        self._recorded = None
+        try:
+            results = self._compiled(*arguments)
+        except Exception as error:  # whatever torch's compiler raises, training can go on without it
+            self._give_up(error)
+            return self.function(*arguments)
+        if self._recorded is not None:
+            self._graphs[key] = GraphCall.of(self._recorded, arguments, results)
+            self._recorded = None
+        return results
+
+    def _give_up(self, error: Exception) -> None:
+        self.works = False
+        # otherwise torch remembers the failure, and compiles this function for no other model either
+        th.compiler.reset()
+        cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        warnings.warn(f"`compile=True` does not work here for {self.name}, which goes on without it ({cause})", stacklevel=4)
