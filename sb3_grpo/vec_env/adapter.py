@@ -117,7 +117,7 @@ class VectorEnvAdapter(VecEnv):
             wanted = {key: values for key, values in vector_infos.items() if key.removeprefix("_") in self.info_keywords}
             for i in np.flatnonzero(~dones).tolist():
                 infos[i].update(info_of(wanted, i, self.num_envs))
-        if dones.any():
+        if np.count_nonzero(dones):  # faster than dones.any()
             for i in np.flatnonzero(dones).tolist():
                 infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             self._end_episodes(observations, dones, vector_infos, infos)

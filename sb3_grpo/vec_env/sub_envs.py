@@ -202,6 +202,8 @@ class AsyncSubEnvs(NativeSubEnvs):
 
     def call(self, name: str, indices: Sequence[int], *args: Any, **kwargs: Any) -> list[Any]:
         self.check_all(indices, name)
+        if name in ("reset", "step", "close"):
+            raise ValueError(f"method_name must not be {name!r}, which AsyncVectorEnv calls itself")
         self.check_attr(name)
         results = self.base.call(name, *args, **kwargs)
         return [results[i] for i in indices]
