@@ -1,5 +1,6 @@
 """Play vectorised environments of SB3 with actions drawn beforehand, and compare what they returned."""
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +54,7 @@ def assert_same_record(one: Record, other: Record) -> None:
     for mine, theirs in zip(one[1:3], other[1:3], strict=True):
         np.testing.assert_array_equal(mine, theirs)
         assert mine.dtype == theirs.dtype
-    for mine, theirs in zip(sum(one.infos, []), sum(other.infos, []), strict=True):
+    for mine, theirs in zip(chain(*one.infos), chain(*other.infos), strict=True):
         assert mine["TimeLimit.truncated"] is bool(theirs["TimeLimit.truncated"])
     for (_, _, mine), (_, _, theirs) in zip(one.ended(), other.ended(), strict=True):
         assert mine.keys() == theirs.keys()

@@ -9,7 +9,6 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
@@ -208,7 +207,7 @@ def test_infos_of_the_last_step_and_of_the_reset(mode):
 
 def test_infos_are_fresh():
     record = play(sync(CountingEnv), n_steps=4)
-    assert len({id(info) for info in sum(record.infos, [])}) == 4 * N_ENVS
+    assert len({id(info) for infos in record.infos for info in infos}) == 4 * N_ENVS
 
 
 def test_keywords_that_no_info_has():
@@ -335,9 +334,9 @@ def test_evaluation_of_groups():
 
 
 def test_rewards_that_wrappers_change():
-    env = gym.wrappers.vector.TransformReward(SyncVectorEnv([CountingEnv] * 2), lambda rewards: rewards * 10)
-    env = gym.wrappers.vector.TransformObservation(env, lambda observations: observations * 2)
-    record = play(adapt_vector_env(env), n_steps=8)
+    richer = gym.wrappers.vector.TransformReward(SyncVectorEnv([CountingEnv] * 2), lambda rewards: rewards * 10)
+    env = adapt_vector_env(gym.wrappers.vector.TransformObservation(richer, lambda observations: observations * 2))
+    record = play(env, n_steps=8)
     assert record.rewards[:, 0].tolist() == [10] * 3 + [20] * 5
     first, last = record.observations[3][0], record.infos[2][0]["terminal_observation"]
     np.testing.assert_allclose(first, [0, 0, 2])  # of the next episode, transformed as well

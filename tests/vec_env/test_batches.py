@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -6,7 +8,7 @@ from sb3_grpo.vec_env.batches import info_of, make_batch, split_final
 
 
 def test_info_of_one_environment():
-    infos = {
+    infos: dict[str, Any] = {
         "step": np.array([3, 4]),  # EnvPool: no masks
         "success": np.array([1.0, 0.0]),
         "_success": np.array([True, False]),

@@ -1,7 +1,10 @@
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
 from tiny_envs import CountingEnv
@@ -44,13 +47,17 @@ class NextStepEnv(gym.vector.VectorEnv):
         return self.count[:, None], np.ones(2), self.count == [3, 4], np.full(2, False), {}
 
 
+def restart(env, mask):
+    return env.restart(mask)
+
+
 def test_a_vector_environment_that_cannot_be_served():
     with pytest.raises(ValueError, match=r"env must be able to reset some .*NEXT_STEP.*SAME_STEP.*reset_some=function"):
         adapt_vector_env(NextStepEnv())
 
 
 def test_reset_by_the_users_function():
-    env = adapt_vector_env(NextStepEnv(), reset_some=lambda env, mask: env.restart(mask))
+    env = adapt_vector_env(NextStepEnv(), reset_some=restart)
     record = play(env, n_steps=4)
     assert [obs.ravel().tolist() for obs in record.observations] == [[0, 0], [1, 1], [2, 2], [0, 3], [1, 0]]
     assert [(i, info["terminal_observation"].tolist()) for _, i, info in record.ended()] == [(0, [3]), (1, [4])]
@@ -61,11 +68,11 @@ def test_a_mode_must_be_named(monkeypatch):
     monkeypatch.setattr(NextStepEnv, "metadata", {})
     with pytest.raises(ValueError, match=r"metadata must have the key 'autoreset_mode'"):
         adapt_vector_env(NextStepEnv())
-    adapt_vector_env(NextStepEnv(), reset_some=lambda env, mask: env.restart(mask))
+    adapt_vector_env(NextStepEnv(), reset_some=restart)
 
 
 def test_a_function_that_would_never_be_called():
-    with pytest.raises(ValueError, match="reset_some must be None for AutoresetMode.SAME_STEP"):
+    with pytest.raises(ValueError, match=r"reset_some must be None for AutoresetMode\.SAME_STEP"):
         adapt_vector_env(counting(AutoresetMode.SAME_STEP), reset_some=lambda env, mask: env.reset())
 
 
@@ -89,9 +96,9 @@ def test_processes_without_shared_memory():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gymnasiums_statistics_stay_right(mode):
-    wrapped = wrappers.RecordEpisodeStatistics(counting(mode))
-    # the environments are out of step: the first is one task ahead of the second
-    wrapped.unwrapped.envs[0].task = 0
+    # out of step: the first environment is one task ahead of the second
+    vector_env = SyncVectorEnv([lambda: CountingEnv(first_task=1), CountingEnv], autoreset_mode=mode)
+    wrapped = wrappers.RecordEpisodeStatistics(vector_env)
     record = play(adapt_vector_env(wrapped), n_steps=16)
     by_hand = [(info["episode"]["r"], info["episode"]["l"]) for _, _, info in record.ended()]
     assert sorted(by_hand) == [(3, 3)] * 4 + [(10, 5)] * 4
@@ -119,6 +126,7 @@ def test_normalised_rewards_where_the_step_resets():
 
 def test_vectorised_cartpole():
     env, alone = adapt_vector_env(cartpole()), cartpole()
+    assert isinstance(alone, CartPoleVectorEnv)
     record = play(env, n_steps=60)
     observations, _ = alone.reset(seed=7)
     np.testing.assert_array_equal(record.observations[0], observations)
@@ -132,6 +140,7 @@ def test_vectorised_cartpole():
         for i in np.flatnonzero(done):
             np.testing.assert_array_equal(record.infos[t][i]["terminal_observation"], observations[i])
         # its own reset, which it would otherwise do within its next step: the same numbers of its generator
+        assert alone.state is not None
         alone.state[:, done] = alone.np_random.uniform(-0.05, 0.05, (4, done.sum()))
         alone.steps[done], alone.prev_done[done] = 0, False
         np.testing.assert_array_equal(first, alone.state.T.astype(np.float32))
@@ -153,7 +162,7 @@ def test_vectorised_cartpole_draws_what_its_own_step_would_draw():
 
 def test_vectorised_cartpole_reaches_its_time_limit():
     env = adapt_vector_env(cartpole(2))
-    obs = env.reset()
+    obs: Any = env.reset()
     for _ in range(500):
         obs, _, dones, infos = env.step((3 * obs[:, 2] + obs[:, 3] + 0.1 * obs[:, 0] + 0.3 * obs[:, 1] > 0).astype(int))
     assert dones.all()

@@ -144,10 +144,11 @@ def test_attributes_of_vector_wrappers():
         num_envs = 1
         single_observation_space = single_action_space = gym.spaces.Discrete(2)
 
-    env = adapt_vector_env(RecordEpisodeStatistics(Named(WithoutEnvs())))
+    named = Named(WithoutEnvs())
+    env = adapt_vector_env(RecordEpisodeStatistics(named))
     assert env.get_attr("name") == ["inner"]
     env.set_attr("name", "other")
-    assert env.env.env.name == "other"
+    assert named.name == "other"
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
