@@ -19,8 +19,8 @@ def counting(mode=AutoresetMode.NEXT_STEP):
     return SyncVectorEnv([CountingEnv] * 2, autoreset_mode=mode)
 
 
-def cartpole(n=4):
-    return gym.make_vec("CartPole-v1", num_envs=n, vectorization_mode="vector_entry_point")
+def cartpole(n=4, **kwargs):
+    return gym.make_vec("CartPole-v1", num_envs=n, vectorization_mode="vector_entry_point", **kwargs)
 
 
 class NextStepEnv(gym.vector.VectorEnv):
@@ -125,7 +125,7 @@ def test_normalised_rewards_where_the_step_resets():
 
 
 def test_vectorised_cartpole():
-    env, alone = adapt_vector_env(cartpole()), cartpole()
+    env, alone = adapt_vector_env(cartpole(max_episode_steps=20)), cartpole(max_episode_steps=20)
     assert isinstance(alone, CartPoleVectorEnv)
     record = play(env, n_steps=60)
     observations, _ = alone.reset(seed=7)
@@ -144,7 +144,8 @@ def test_vectorised_cartpole():
         alone.state[:, done] = alone.np_random.uniform(-0.05, 0.05, (4, done.sum()))
         alone.steps[done], alone.prev_done[done] = 0, False
         np.testing.assert_array_equal(first, alone.state.T.astype(np.float32))
-    assert len(record.ended()) > 6
+    assert {info["TimeLimit.truncated"] for _, _, info in record.ended()} == {True, False}
+    assert max(info["episode"]["l"] for _, _, info in record.ended()) == 20
 
 
 def test_vectorised_cartpole_draws_what_its_own_step_would_draw():
