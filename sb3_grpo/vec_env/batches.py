@@ -1,12 +1,9 @@
 """Take the rows of single environments out of what a vector environment returns for all of them."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-
-Observations = np.ndarray | dict[str, np.ndarray]
 
 
 class ArrayBatch:
@@ -67,7 +64,7 @@ class DictBatch(ArrayBatch):
 
     def row(self, observations: Any, index: int) -> Any:
         # gymnasium's `final_obs` holds a dictionary for each environment; other sources one dictionary of arrays
-        if isinstance(observations, Mapping):
+        if isinstance(observations, dict):
             return {key: part.row(observations[key], index) for key, part in self.parts.items()}
         return {key: np.array(observations[index][key], dtype=part.dtype) for key, part in self.parts.items()}
 
@@ -85,7 +82,7 @@ def make_batch(space: spaces.Space) -> ArrayBatch:
     return DictBatch(space) if isinstance(space, spaces.Dict) else ArrayBatch(space)
 
 
-def info_of(infos: Mapping[str, Any], index: int, num_envs: int) -> dict[str, Any]:
+def info_of(infos: dict[str, Any], index: int, num_envs: int) -> dict[str, Any]:
     """
     Return the info of one environment.
 
@@ -102,7 +99,7 @@ def info_of(infos: Mapping[str, Any], index: int, num_envs: int) -> dict[str, An
         mask = infos.get(f"_{key}")
         if mask is not None and not mask[index]:
             continue
-        if isinstance(values, Mapping):
+        if isinstance(values, dict):
             info[key] = info_of(values, index, num_envs)
         elif isinstance(values, (np.ndarray, list, tuple)) and len(values) == num_envs:
             value = values[index]
@@ -112,7 +109,7 @@ def info_of(infos: Mapping[str, Any], index: int, num_envs: int) -> dict[str, An
     return info
 
 
-def split_final(infos: Mapping[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def split_final(infos: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """
     Divide infos of a step with ``AutoresetMode.SAME_STEP``, which are those of the reset where an episode has ended.
 

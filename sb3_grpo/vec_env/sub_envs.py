@@ -129,8 +129,6 @@ class EnvPoolSubEnvs(NativeSubEnvs):
 class SyncSubEnvs(NativeSubEnvs):
     """Environments of a ``SyncVectorEnv``, objects of this process."""
 
-    env: VectorEnv
-
     def __init__(self, env: VectorEnv):
         super().__init__(env)
         base = env.unwrapped
