@@ -19,7 +19,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_grpo import GRPO, GroupEvalCallback, evaluate_groups, plot_regrouping
+from sb3_grpo import GRPO, GroupEvalCallback, adapt_vector_env, evaluate_groups, plot_regrouping
 
 TASKS = "sb3_grpo/TaskCartPole-v0"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -74,7 +74,7 @@ def core(folder: Path) -> None:
 
 def bare(folder: Path) -> None:
     """Without extras their packages are not there, and messages say how to install them."""
-    for name in ("matplotlib", "tensorboard", "tqdm", "rich", "rl_zoo3", "Box2D"):
+    for name in ("matplotlib", "tensorboard", "tqdm", "rich", "rl_zoo3", "Box2D", "envpool"):
         assert importlib.util.find_spec(name) is None, name
     with advice("extra"):
         plot_regrouping(make_model())
@@ -140,6 +140,12 @@ def bench(folder: Path) -> None:
     gym.make("HalfCheetah-v5").reset(seed=0)
 
 
+def envpool(folder: Path) -> None:
+    """Learn in EnvPool's environments."""
+    made = importlib.import_module("envpool").make("CartPole-v1", env_type="gymnasium", num_envs=4, seed=0)
+    GRPO("MlpPolicy", adapt_vector_env(made), n_steps=128, seed=0, device="cpu").learn(512)
+
+
 def link_benchmarks(folder: Path) -> None:
     """Make ``benchmarks`` importable in a folder, where the repository's ``sb3_grpo`` does not hide the installed one."""
     (folder / "benchmarks").symlink_to(BENCHMARKS)
@@ -153,7 +159,9 @@ def dist(folder: Path) -> None:
     ray.shutdown()
 
 
-PARTS: dict[str, Callable[[Path], None]] = {part.__name__: part for part in (core, bare, extra, box2d, zoo, demo, bench, dist)}
+PARTS: dict[str, Callable[[Path], None]] = {
+    part.__name__: part for part in (core, bare, extra, box2d, envpool, zoo, demo, bench, dist)
+}
 
 
 def main() -> None:

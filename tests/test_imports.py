@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "saving": set(),
     "tensorboard": set(),
     "envs": set(),
+    "vec_env": set(),
     # what is known of rewards, values, groups and probes
     "reward_scale": set(),
     "value_scale": {"losses"},
