@@ -70,10 +70,21 @@ class CompiledFunction:
     :param name: what the function does, for that warning
     :param function: takes tensors, some of which may be ``None``, and returns a tuple of tensors
     :param options: of torch's compiler, see ``torch.compile``
+    :param cuda_graph: record the kernels as one CUDA graph, where there is a GPU. Arguments that the function changes must
+        then be the same objects in every call, and marked as ``torch._dynamo.mark_static_address`` does
     """
 
-    def __init__(self, name: str, function: Callable[..., Sequence[th.Tensor]], options: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Sequence[th.Tensor]],
+        options: dict[str, Any] | None = None,
+        cuda_graph: bool = False,
+    ):
         self.name, self.function, self.options = name, function, options
+        if cuda_graph:
+            self.options = {**(options or {}), "triton.cudagraphs": True}
+        self.cuda_graph = cuda_graph
         self.works = True
         self._compiled = th.compile(function, fullgraph=True, backend=self._compile_graph)
         self._graphs: dict[Hashable, GraphCall | None] = {}
@@ -102,6 +113,13 @@ class CompiledFunction:
         :param arguments: of the function
         :return: what it returns
         """
+        results = self._call(key, arguments)
+        # the next call of a CUDA graph writes to the same memory
+        return [result.clone() for result in results] if self.cuda_graph else results
+
+    def _call(self, key: Hashable, arguments: Tensors) -> Sequence[th.Tensor]:
+        if self.cuda_graph:
+            th.compiler.cudagraph_mark_step_begin()
         known = self._graphs.get(key)
         if known is not None:
             return known(arguments)

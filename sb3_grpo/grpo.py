@@ -362,7 +362,9 @@ class GRPO(ModelFiles):
     def _make_update(self) -> Update:
         objective = self._make_objective()
         max_kl = None if self.target_kl is None else 1.5 * self.target_kl
-        if not self.compile or has_hooks(self.policy):
+        # uncompiled, what was to be compiled is slower than the eager update
+        failed = self._compiled_update is not None and not self._compiled_update.compiled_step.works
+        if not self.compile or failed or has_hooks(self.policy):
             return make_eager_update(self.policy, objective, self.max_grad_norm, max_kl)
         if self._compiled_update is None or not self._compiled_update.is_of(self.policy):
             print("GRPO: the first update compiles the training step; this takes about half a minute", flush=True)

@@ -27,8 +27,10 @@ RIDGE = 0.1
 GRAD_FLOOR = 0.05
 # Maximum number of head outputs that are computed at once
 MAX_OUTPUTS = 2**22
-# Maximum number of pairs of groups for which the KL within their union is measured, and number of pairs in one chunk
+# Maximum number of pairs of groups for which the KL within their union is measured, and of pairs in one chunk
 MAX_PAIRS, PAIRS_PER_CHUNK = 512, 64
+# ... and of all entries of the contributions to the probes of their unions: with large heads there are fewer pairs
+MAX_UNION_ENTRIES = 2**22
 
 # Maps latent vectors, shape (B, latent_dim), and groups, shape (G,), to the outputs of the action heads of these groups,
 # shape (B, G, n), and for Box actions to the log standard deviations, same shape
@@ -158,7 +160,7 @@ def between_kl(heads: th.Tensor, group_sums: Sums, mergeable: th.Tensor, kl_coef
     Combine the KL between heads with the KL that the union of two groups would have within itself.
 
     The latter is measured for pairs of mergeable groups whose heads differ by less than ``merge_kl``, at most for
-    ``MAX_PAIRS`` of them, those with the most similar heads.
+    ``MAX_PAIRS`` of them (fewer where heads are large), those with the most similar heads.
 
     :param heads: KL between the heads of ``G`` groups, nats, symmetric, shape ``(G, G)``
     :param group_sums: sums of these groups
@@ -171,7 +173,8 @@ def between_kl(heads: th.Tensor, group_sums: Sums, mergeable: th.Tensor, kl_coef
     shares = group_sums.counts / group_sums.counts.sum(dim=1, keepdim=True)
     usable = mergeable & (1 - shares.square().sum(dim=1) > MIN_CROSS_FOLD_SHARE)
     pairs = ((heads < merge_kl) & usable & usable.unsqueeze(1)).triu(diagonal=1).nonzero()
-    pairs = pairs[heads[pairs[:, 0], pairs[:, 1]].argsort(stable=True)][:MAX_PAIRS]
+    n_pairs = min(MAX_PAIRS, max(1, MAX_UNION_ENTRIES // math.prod(group_sums.gradient.shape[1:])))
+    pairs = pairs[heads[pairs[:, 0], pairs[:, 1]].argsort(stable=True)][:n_pairs]
     between = heads.where(heads >= merge_kl, th.nan).fill_diagonal_(0.0)
     in_pairs, pairs = pairs.unique(return_inverse=True)
     candidates = group_sums.pick(in_pairs)

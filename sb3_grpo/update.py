@@ -226,6 +226,10 @@ class FlatVectors:
         steps = [state["step"] for _, state in states if state]
         self.n_steps = th.stack(steps).max().to(self.flat, copy=True) if steps else self.flat.new_zeros(())
         self.gradient = th.zeros_like(self.flat)  # the last one, clipped
+        self._point_to_flat()
+
+    def _point_to_flat(self) -> None:
+        """Make the parameters views of the flat vector."""
         for parameter, values in zip(self.parameters, self.unflatten(self.flat), strict=True):
             parameter.data = values
 
@@ -242,7 +246,7 @@ class FlatVectors:
             for parameter, values in zip(self.parameters, self.unflatten(vector), strict=True):
                 self.optimizer.state[parameter][name] = values.clone()
         # as PPO leaves it behind
-        for parameter, values in zip(self.parameters, self.unflatten(self.gradient), strict=True):
+        for parameter, values in zip(self.parameters, self.unflatten(self.gradient.clone()), strict=True):
             parameter.grad = values
 
     def unflatten(self, vector: th.Tensor) -> list[th.Tensor]:
@@ -314,15 +318,20 @@ class CompiledUpdate(FlatVectors):
     :param max_kl: no step is taken beyond this KL divergence, nats; ``None``: no limit
     """
 
+    # what the step changes: Adam's vectors, the clipped gradient, and whether no step of the rollout has been refused
+    changed = ("flat", "exp_avg", "exp_avg_sq", "n_steps", "gradient", "going")
+
     def __init__(self, policy: GroupActorCriticPolicy, objective: PPOObjective, max_grad_norm: float, max_kl: float | None):
         super().__init__(policy, max_grad_norm)
         self.objective, self.max_kl = objective, max_kl
         self.function = _PolicyFunction(policy)
         space = policy.observation_space
         self.keys = list(space) if isinstance(space, spaces.Dict) else None
-        self.compiled_step = CompiledFunction("the update", self._step)
+        on_gpu = self.parameters[0].device.type == "cuda"
+        self.compiled_step = CompiledFunction("the update", self._step, cuda_graph=on_gpu)
+        self._static: dict[str, th.Tensor] = {}
         # a GPU would have to be waited for at each minibatch
-        self.lookahead = 0 if self.parameters[0].device.type == "cpu" else LOOKAHEAD
+        self.lookahead = LOOKAHEAD if on_gpu else 0
 
     def configure(self, objective: PPOObjective, max_grad_norm: float, max_kl: float | None) -> None:
         """
@@ -340,8 +349,20 @@ class CompiledUpdate(FlatVectors):
         self.compiled_step.check_again()
         self._schedules: tuple[float | None, ...] = ()
         super().__enter__()
-        self.going = self.flat.new_ones((), dtype=th.bool)
         return self
+
+    def _flatten(self) -> None:
+        super()._flatten()
+        self.going = self.flat.new_ones((), dtype=th.bool)
+        vectors = {name: getattr(self, name) for name in self.changed}
+        if not self._static:
+            for vector in vectors.values():
+                th._dynamo.mark_static_address(vector)
+            self._static = vectors
+        # a CUDA graph reads and writes the memory that it was recorded with
+        for name, vector in self._static.items():
+            setattr(self, name, vector.copy_(vectors[name]))
+        self._point_to_flat()
 
     def __call__(self, batch: Rollout, clip_range: float, clip_range_vf: float | None) -> UpdateStep:
         """Use one minibatch, see :class:`Update`."""
@@ -350,8 +371,7 @@ class CompiledUpdate(FlatVectors):
             # as tensors: a number that changes would have everything compiled again
             self._schedules = schedules
             self._tensors = [None if value is None else th.as_tensor(value, device=self.flat.device) for value in schedules]
-        vectors = (self.flat, self.exp_avg, self.exp_avg_sq, self.n_steps, self.gradient)
-        arguments = (*vectors, self.going, *self._tensors, *batch.tensors())
+        arguments = (*(getattr(self, name) for name in self.changed), *self._tensors, *batch.tensors())
         *terms, accepted, norm = self.compiled_step(len(batch.returns), *arguments)
         return UpdateStep(LossTerms(*terms), accepted, norm)
 

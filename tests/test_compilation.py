@@ -126,6 +126,21 @@ def test_with_torchs_compiler(compiled_calls):
     assert compiled_calls == [3]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_results_of_a_cuda_graph_are_copied():
+    """Elsewhere there is none, but the rest is the same."""
+
+    def add(total: th.Tensor, x: th.Tensor) -> tuple[th.Tensor, ...]:
+        total.add_(x)
+        return (total * 1,)
+
+    compiled, total = CompiledFunction("this", add, cuda_graph=True), th.zeros(3)
+    torch._dynamo.mark_static_address(total)
+    results = [compiled("key", total, X + step)[0] for step in range(3)]
+    assert values(results) == [[0, 1, 2], [1, 3, 5], [3, 6, 9]]
+    assert total.tolist() == [3, 6, 9]
+
+
 def test_where_it_fails_the_function_itself_is_called(graph_calls):
     def depends_on_data(x: th.Tensor) -> tuple[th.Tensor, ...]:
         return (2 * x if x.sum().item() > 0 else -x,)

@@ -874,10 +874,12 @@ class TestUnions:
     def test_no_merging_no_unions(self):
         assert self.contradicting(merge_kl=None).between.eq(0).all()
 
-    def test_of_too_many_pairs_those_with_the_most_similar_heads(self, monkeypatch):
+    @pytest.mark.parametrize("limit", ["MAX_PAIRS", "MAX_UNION_ENTRIES"])
+    def test_of_too_many_pairs_those_with_the_most_similar_heads(self, monkeypatch, limit):
         weight = 1e-3 * th.tensor([0.0, 1.0, 3.0, 7.0])[:, None, None] * random_heads(0, 1)
         everything, nearest = self.contradicting(weight=weight), None
-        monkeypatch.setattr(probe_math, "MAX_PAIRS", 2)
+        entries = N_FOLDS * N_OUTPUTS * (LATENT_DIM + 1)
+        monkeypatch.setattr(probe_math, limit, 2 if limit == "MAX_PAIRS" else 2 * entries + 1)
         nearest = self.contradicting(weight=weight)
         measured = nearest.between.isfinite().triu(1).nonzero().tolist()
         assert measured == [[0, 1], [1, 2]]

@@ -15,12 +15,9 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -32,8 +29,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from benchmarks.lib.hyperparams import FIXED_GROUPS
 from benchmarks.lib.plots import save
-from benchmarks.lib.rows import RESULTS, ROOT
+from benchmarks.lib.rows import RESULTS
 from benchmarks.lib.sweep import PACKAGES
+from benchmarks.performance.memory import peak_memory_of, print_peak_memory
 from benchmarks.performance.settings import N_ITERATIONS, SETTINGS, Clock, make_model
 from sb3_grpo import GRPO
 
@@ -107,17 +105,6 @@ def summarize(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]
     return summary
 
 
-def peak_memory(variant: str, setting: str) -> float:
-    """
-    Return the peak resident memory of a process that trains one variant for two iterations, in MiB.
-
-    :param variant: a name of :func:`make_variants`
-    :param setting: a name of :data:`SETTINGS`
-    """
-    command = [sys.executable, "-m", "benchmarks.performance.speed", "--settings", setting, "--memory-of", variant]
-    return float(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout.split()[-1])  # noqa: S603 (own script)
-
-
 def print_memory(variant: str, setting: dict[str, Any]) -> None:
     """
     Train one variant for two iterations, and print the peak resident memory of this process in MiB.
@@ -127,9 +114,7 @@ def print_memory(variant: str, setting: dict[str, Any]) -> None:
     """
     model = make_model(make_variants()[variant], setting)
     model.learn(2 * model.n_steps * model.n_envs)
-    # not getrusage: its peak is inherited from the process that started this one
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(int(line.split()[1]) / 1024)
+    print_peak_memory()
 
 
 def show(setting: str, summary: dict[str, dict[str, float]]) -> None:
@@ -181,7 +166,8 @@ def measure_and_store(settings: Sequence[str], repeats: int) -> dict[str, Any]:
     stored = json.loads(path.read_text()) if path.exists() else {}
     for setting in settings:
         results = measure(SETTINGS[setting], repeats)
-        memory = {name: peak_memory(name, setting) for name in MEMORY_VARIANTS if setting in MEMORY_SETTINGS}
+        variants = MEMORY_VARIANTS if setting in MEMORY_SETTINGS else ()
+        memory = {name: peak_memory_of(__spec__.name, "--settings", setting, "--memory-of", name) for name in variants}
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         stored[setting] = {"results": results, "peak_mib": memory, "versions": versions}
         path.write_text(json.dumps(stored, indent=1) + "\n")
