@@ -1,0 +1,1 @@
+"""Provide vectorised environments for SB3."""
