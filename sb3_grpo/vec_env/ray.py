@@ -40,7 +40,7 @@ def import_ray() -> ModuleType:
     :raises ImportError: if it is not installed
     """
     try:
-        import ray
+        import ray  # noqa: PLC0415 (an optional package)
     except ImportError as error:
         raise ImportError('RayVecEnv needs Ray: pip install "sb3-grpo[dist]"') from error
     return ray
@@ -231,8 +231,8 @@ class RayVecEnv(VecEnv):
     limit: ``dones`` is true, the reward 0, ``info["TimeLimit.truncated"]`` true, ``info["terminal_observation"]`` the
     observation from which the lost step was made, ``info["actor_restarted"]`` true. PPO continues the return with the
     value of that observation, as at every time limit, so that the loss counts neither as a success nor as a failure. If
-    the environments were seeded, each restarted one is seeded with its last seed plus ``num_envs`` times the number of restarts
-    so far.
+    the environments were seeded, each restarted one is seeded with its last seed plus ``num_envs`` times the number of
+    restarts so far.
 
     :param env_fns: functions that return one environment each; they are pickled by cloudpickle
     :param envs_per_actor: number of environments that take turns in one actor, at least 1; the last actor has the remainder
@@ -293,6 +293,7 @@ class RayVecEnv(VecEnv):
         return self.last_obs
 
     def step_async(self, actions: np.ndarray) -> None:
+        self._check_open()
         if len(actions) != self.num_envs:
             raise ValueError(f"actions must hold one action per environment, {self.num_envs}, not {len(actions)}")
         self.references = [
@@ -340,7 +341,7 @@ class RayVecEnv(VecEnv):
         return self._per_env(indices, "get_attr", attr_name)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        self._answers(self._requests(indices, "set_attr", attr_name, value))
+        self._answers(self._requests(self._numbers(indices), "set_attr", attr_name, value))
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -353,43 +354,49 @@ class RayVecEnv(VecEnv):
     def _of(self, values: Any, remote: RemoteEnvs) -> Any:
         return values[remote.indices.start : remote.indices.stop]
 
-    def _requests(self, indices: VecEnvIndices, method: str, *args: Any, **kwargs: Any) -> list[tuple[RemoteEnvs, Request]]:
-        """Return one request to each actor that has some of the environments, which it numbers from 0."""
-        wanted = self._numbers(indices)
-        own = [[i - remote.indices.start for i in wanted if i in remote.indices] for remote in self.remotes]
-        return [
-            (remote, (method, args, kwargs | {"indices": numbers}))
-            for remote, numbers in zip(self.remotes, own, strict=True)
-            if numbers
-        ]
-
     def _numbers(self, indices: VecEnvIndices) -> list[int]:
         """Return the numbers of environments that indices, which may be negative as those of a list, stand for."""
         return [range(self.num_envs)[i] for i in self._get_indices(indices)]
 
+    def _requests(self, numbers: list[int], method: str, *args: Any, **kwargs: Any) -> list[tuple[RemoteEnvs, Request]]:
+        """Return one request to each actor that has some of the environments, which it numbers from 0."""
+        own = [[i - remote.indices.start for i in numbers if i in remote.indices] for remote in self.remotes]
+        return [
+            (remote, (method, args, kwargs | {"indices": indices}))
+            for remote, indices in zip(self.remotes, own, strict=True)
+            if indices
+        ]
+
     def _per_env(self, indices: VecEnvIndices, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Return what a method of ``DummyVecEnv`` that has one result per environment would return for all of them."""
-        requests = self._requests(indices, method, *args, **kwargs)
+        numbers = self._numbers(indices)
+        requests = self._requests(numbers, method, *args, **kwargs)
         results = {
-            remote.indices[number]: result
+            remote.indices[index]: result
             for (remote, (_, _, arguments)), answer in zip(requests, self._answers(requests), strict=True)
-            for number, result in zip(arguments["indices"], answer, strict=True)
+            for index, result in zip(arguments["indices"], answer, strict=True)
         }
-        return [results[i] for i in self._numbers(indices)]
+        return [results[i] for i in numbers]
 
     def _answers(self, requests: list[tuple[RemoteEnvs, Request]]) -> list[Any]:
-        """Send all requests and wait for all answers; a lost actor is started again and asked again."""
+        """Send all requests and wait for all answers."""
+        self._check_open()
         references = [remote.send(request) for remote, request in requests]
-        answers = []
-        for (remote, request), reference in zip(requests, references, strict=True):
-            while True:
-                try:
-                    answers.append(remote.receive(reference))
-                    break
-                except LostActorError as error:
-                    self._restart(remote, error)
-                    reference = remote.send(request)
-        return answers
+        return [
+            self._answer(remote, request, reference) for (remote, request), reference in zip(requests, references, strict=True)
+        ]
+
+    def _answer(self, remote: RemoteEnvs, request: Request, reference: Any) -> Any:
+        """Wait for an answer; a lost actor is started again and asked again."""
+        try:
+            return remote.receive(reference)
+        except LostActorError as error:
+            self._restart(remote, error)
+            return self._answer(remote, request, remote.send(request))
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("this RayVecEnv is closed: its environments are gone")
 
     def _step_of(self, remote: RemoteEnvs, reference: Any) -> tuple[Any, ...]:
         """Wait for the step of an actor; if it is lost, now or since the last step, report the end of the episodes."""
