@@ -6,7 +6,6 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
@@ -102,10 +101,13 @@ class EnvActor:
     Some environments in the process of a Ray actor.
 
     Arguments and results are pickled here instead of by Ray, whose arrays are read-only: environments and SB3 may write into
-    those that they get.
+    those that they get. Ray's own cloudpickle is used, because two copies of cloudpickle do not recognise each other's
+    classes: an exception that a script defines would arrive as another class of that name.
     """
 
-    venv: ActorVecEnv | None = None
+    def __init__(self) -> None:
+        self.cloudpickle = import_ray().cloudpickle
+        self.venv: ActorVecEnv | None = None
 
     def make(self, env_fns: bytes) -> bytes:
         """
@@ -115,8 +117,8 @@ class EnvActor:
 
         :param env_fns: pickled functions that return one environment each
         """
-        self.venv = ActorVecEnv(cloudpickle.loads(env_fns))
-        return cloudpickle.dumps((self.venv.observation_space, self.venv.action_space))
+        self.venv = ActorVecEnv(self.cloudpickle.loads(env_fns))
+        return self.cloudpickle.dumps((self.venv.observation_space, self.venv.action_space))
 
     def call(self, request: bytes) -> bytes:
         """
@@ -124,12 +126,14 @@ class EnvActor:
 
         :param request: pickled :data:`Request`
         """
-        method, args, kwargs = cloudpickle.loads(request)
-        return cloudpickle.dumps(getattr(self.venv, method)(*args, **kwargs))
+        method, args, kwargs = self.cloudpickle.loads(request)
+        return self.cloudpickle.dumps(getattr(self.venv, method)(*args, **kwargs))
 
     def close(self) -> bytes:
         """Close the environments, if they were made, and return a pickled ``None``."""
-        return cloudpickle.dumps(self.venv.close() if self.venv is not None else None)
+        if self.venv is not None:
+            self.venv.close()
+        return self.cloudpickle.dumps(None)
 
 
 class RemoteEnvs:
@@ -143,9 +147,10 @@ class RemoteEnvs:
     """
 
     def __init__(self, ray: ModuleType, actor_class: Any, env_fns: list[Callable[[], gym.Env]], indices: range):
-        self.ray, self.actor_class, self.indices = ray, actor_class, indices
+        self.ray, self.cloudpickle = ray, ray.cloudpickle
+        self.actor_class, self.indices = actor_class, indices
         self.errors_of_loss = tuple(getattr(ray.exceptions, name) for name in ERRORS_OF_LOSS)
-        self.pickled_env_fns = cloudpickle.dumps(env_fns)
+        self.pickled_env_fns = self.cloudpickle.dumps(env_fns)
         # First observations and reset infos after a restart that the next step has to report
         self.restarted_with: tuple[VecEnvObs, list[dict[str, Any]]] | None = None
 
@@ -160,7 +165,7 @@ class RemoteEnvs:
 
         :param request: what to call
         """
-        return self.actor.call.remote(cloudpickle.dumps(request))
+        return self.actor.call.remote(self.cloudpickle.dumps(request))
 
     def receive(self, reference: Any) -> Any:
         """
@@ -171,7 +176,7 @@ class RemoteEnvs:
         :raises Exception: the error that was raised in the actor, if one was
         """
         try:
-            return cloudpickle.loads(self.ray.get(reference))
+            return self.cloudpickle.loads(self.ray.get(reference))
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except self.errors_of_loss as error:
@@ -279,7 +284,7 @@ class RayVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         if self._seeds[0] is not None:
             self.last_seeds = list(self._seeds)  # type: ignore[arg-type]  # `seed` sets all or none
-        requests = [
+        requests: list[tuple[RemoteEnvs, Request]] = [
             (remote, ("reset_with", (self._of(self._seeds, remote), self._of(self._options, remote)), {}))
             for remote in self.remotes
         ]

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -127,10 +128,11 @@ def test_methods_of_dummy_vec_env():
 
 def test_returned_arrays_are_new_at_each_step():
     env = LeanVecEnv([Steps, Steps])
-    returned = [(env.reset(),)] + [env.step(np.zeros(2, int))[:3] for _ in range(3)]
-    assert [float(obs[0][0, 0]) for obs in returned] == [0, 1, 0, 1]  # the third is that of the reset
-    assert [dones.tolist() for _, _, dones in returned[1:]] == [[False] * 2, [True] * 2, [False] * 2]
-    arrays = [array for arrays in returned for array in arrays]
+    arrays: list[Any] = [env.reset()]
+    for _ in range(3):
+        arrays += env.step(np.zeros(2, int))[:3]
+    assert [float(obs[0, 0]) for obs in (arrays[0], *arrays[1::3])] == [0, 1, 0, 1]  # the third is that of the reset
+    assert [dones.tolist() for dones in arrays[3::3]] == [[False] * 2, [True] * 2, [False] * 2]
     assert not any(np.shares_memory(one, other) for i, one in enumerate(arrays) for other in arrays[:i])
     arrays[-3][:] = 50  # the caller's own
     assert env.step(np.zeros(2, int))[3][0]["terminal_observation"] == 2
@@ -173,4 +175,4 @@ def test_an_error_of_an_environment_is_its_own_and_can_be_recovered_from():
     env.reset()
     with pytest.raises(ValueError):
         env.step(np.zeros(1, int))  # one action is missing
-    assert env.reset().tolist() == [[0], [0]]
+    np.testing.assert_array_equal(env.reset(), [[0], [0]])
