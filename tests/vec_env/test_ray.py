@@ -2,6 +2,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 import cloudpickle  # type: ignore[import-untyped]  # it has no types
 import gymnasium as gym
@@ -40,7 +42,7 @@ class PlacedCartPole(gym.Wrapper):
         self.observation_space = gym.spaces.Dict(
             position=gym.spaces.Box(-10, 10, (2,), np.float32), speed=gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
         )
-        self.length = 0.5
+        self.length, self.touched = 0.5, None
 
     def _obs(self, obs):
         return {"position": obs[[0, 2]], "speed": obs[[1, 3]].astype(np.float64)}
@@ -63,6 +65,14 @@ class PlacedCartPole(gym.Wrapper):
 
     def add(self, one, *, other):
         return one + other + self.length
+
+    def touch_when_closed(self, path):
+        self.touched = path
+
+    def close(self):
+        super().close()
+        if self.touched is not None:
+            self.touched.touch()
 
     def fail(self):
         raise CartPoleError("the pole is broken")
@@ -241,15 +251,33 @@ def kill(env, index):
     os.kill(env.env_method("pid", indices=index)[0], signal.SIGKILL)
 
 
-def test_a_lost_actor_is_an_error_that_names_its_environments(ray_env):
-    env = make_ray(1)
+def has_ended(pid):
+    """Whether the process is gone, or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_lost_actor_is_an_error_that_names_its_environments_and_the_others_are_closed(ray_env, tmp_path):
+    env = make_ray()
+    pids = env.env_method("pid")
+    for i in range(N_ENVS):
+        env.env_method("touch_when_closed", tmp_path / str(i), indices=i)
     env.reset()
     kill(env, 0)
-    with pytest.raises(LostActorError, match=r"environments 0 to 0 is gone .*max_actor_restarts"):
-        env.step(np.zeros((1, 1), int))
+    with pytest.raises(LostActorError, match=r"environments 0 to 1 is gone .*max_actor_restarts"):
+        env.step(np.zeros((N_ENVS, 1), int))
+    assert not has_ended(pids[2])
     env.close()
+    env.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    deadline = time.monotonic() + 10
+    while not has_ended(pids[2]):
+        assert time.monotonic() < deadline, "the process of an actor outlives the environment"
+        time.sleep(0.05)
     with pytest.raises(RuntimeError, match="is closed"):
-        env.step(np.zeros((1, 1), int))
+        env.step(np.zeros((N_ENVS, 1), int))
 
 
 def test_a_lost_actor_is_started_again(ray_env, dummy_env):
