@@ -19,7 +19,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_grpo import GRPO, GroupEvalCallback, adapt_vector_env, evaluate_groups, plot_regrouping
+from sb3_grpo import GRPO, GroupEvalCallback, RayVecEnv, adapt_vector_env, evaluate_groups, plot_regrouping
 
 TASKS = "sb3_grpo/TaskCartPole-v0"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -152,10 +152,12 @@ def link_benchmarks(folder: Path) -> None:
 
 
 def dist(folder: Path) -> None:
-    """A task on a Ray cluster of one process."""
+    """Learn in environments of a Ray cluster of one process."""
     ray = importlib.import_module("ray")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    assert ray.get(ray.remote(lambda: 1 + 1).remote()) == 2
+    env = make_vec_env(TASKS, 2, seed=0, vec_env_cls=RayVecEnv, vec_env_kwargs={"envs_per_actor": 2})
+    GRPO("MlpPolicy", env, n_steps=64, seed=0, device="cpu").learn(128)
+    env.close()
     ray.shutdown()
 
 

@@ -114,9 +114,9 @@ class GroupActorCriticPolicy(HeadedPolicy):
             latent_pi, latent_vf = self.mlp_extractor(features)
         return self._action_params(latent_pi, choice), self._values(latent_vf, choice), latent_pi
 
-    def _act(self, obs: PyTorchObs, deterministic: bool) -> tuple[th.Tensor, ...]:
+    def _act(self, obs: PyTorchObs, deterministic: bool, heads: th.Tensor | None = None) -> tuple[th.Tensor, ...]:
         """Return actions, values, log-likelihoods, a number that is finite if these are, and the actor's latent vectors."""
-        params, values, latent_pi = self.heads(obs)
+        params, values, latent_pi = self.heads(obs, heads)
         actions = self.actions.mode(params) if deterministic else self.actions.sample(params)
         log_prob = self.actions.log_prob(params, actions)
         return actions, values, log_prob, values.sum() + log_prob.sum(), latent_pi
@@ -127,9 +127,9 @@ class GroupActorCriticPolicy(HeadedPolicy):
         if self._compiled_act is None and not self.use_sde:
             keys = self._observation_keys()
 
-            def act(*tensors: Any) -> tuple[th.Tensor, ...]:
+            def act(heads: th.Tensor | None, *tensors: th.Tensor) -> tuple[th.Tensor, ...]:
                 obs = dict(zip(keys, tensors, strict=True)) if keys else tensors[0]
-                return self._act(obs, deterministic=False)
+                return self._act(obs, deterministic=False, heads=heads)
 
             self._compiled_act = CompiledFunction("acting", act, {"fallback_random": True})
 
@@ -152,7 +152,8 @@ class GroupActorCriticPolicy(HeadedPolicy):
         if self._compiled_act is None or deterministic or th.is_grad_enabled():
             return self._act(obs, deterministic)
         tensors = [obs[key] for key in self._observation_keys()] if isinstance(obs, dict) else [obs]
-        return self._compiled_act(tensors[0].shape, *tensors)
+        heads = None if self.n_heads == 1 or self.grouping.router.is_compilable else self.grouping.heads_at(obs)
+        return self._compiled_act(tensors[0].shape, heads, *tensors)
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy of the policy must not call the original's network

@@ -33,6 +33,8 @@ class Router(nn.Module, ABC):
     :param n_cells: number of cells
     """
 
+    is_compilable = True
+
     def __init__(self, observation_space: spaces.Space, n_cells: int):
         super().__init__()
         if n_cells < 1:
@@ -343,17 +345,20 @@ class CallableRouter(Router):
     """
     Route by a function of the observations.
 
+    The function is never compiled: it may do what the compiler does not understand.
+
     :param observation_space: space of the whole observation
     :param function: maps a batch of ``B`` observations (tensor, or dict of tensors) to ``B`` cells,
         a tensor or an array of integers
     :param n_cells: number of cells
     """
 
+    is_compilable = False
+
     def __init__(self, observation_space: spaces.Space, function: Callable[[Any], Any], n_cells: int):
         super().__init__(observation_space, n_cells)
         self.function = function
 
-    @th.compiler.disable  # the user's function can contain code that does not compile
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         first = next(iter(obs.values())) if isinstance(obs, dict) else obs
         given = self.function(as_collected(obs, self.observation_space))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -294,6 +295,19 @@ def test_without_compiler_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
     # acting is not tried after the update has failed, and what was to be compiled is slow as it is
     assert len(functions) == 1
     assert type(compiled._make_update()) is EagerUpdate
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_router_function_is_not_compiled(compiled_calls: list[int]) -> None:
+    """It may use what torch's compiler does not understand; everything else of acting is compiled."""
+
+    def upright(obs: th.Tensor) -> Any:
+        return np.array([int(abs(row[2]) < 0.02) for row in obs.numpy().tolist()])
+
+    kwargs: dict[str, Any] = dict(router=upright, router_kwargs=dict(n_cells=2), merge_kl=None, split_kl=None)
+    eager, compiled = (make_model(**kwargs, compile=compile_).learn(128) for compile_ in (False, True))
+    assert compiled_calls == [2 * 2 * 2, 32]
+    assert_close(eager, compiled)
 
 
 def test_compile_needs_adam() -> None:
