@@ -81,10 +81,9 @@ class CompiledFunction:
         options: dict[str, Any] | None = None,
         cuda_graph: bool = False,
     ):
-        self.name, self.function, self.options = name, function, options
-        if cuda_graph:
-            self.options = {**(options or {}), "triton.cudagraphs": True}
-        self.cuda_graph = cuda_graph
+        self.name, self.function, self.cuda_graph = name, function, cuda_graph
+        # the asserts compare shapes at each call, which torch's checks have done
+        self.options = {"size_asserts": False, "triton.cudagraphs": cuda_graph, **(options or {})}
         self.works = True
         self._compiled = th.compile(function, fullgraph=True, backend=self._compile_graph)
         self._graphs: dict[Hashable, GraphCall | None] = {}

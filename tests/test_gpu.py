@@ -135,3 +135,16 @@ def test_evaluates_by_task(device):
     result = evaluate_groups(make_model(device).learn(256), make_vec_env(TASKS), n_eval_episodes=4)
     assert result.keys() == {0, 1, 2, 3}
     assert all(1 <= evaluation.mean <= 500 for evaluation in result.values())
+
+
+@pytest.mark.gpu  # tests/test_update.py has it for the CPU
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kwargs", [{}, {"target_kl": 1e-3, "learning_rate": 1e-2}], ids=["all epochs", "stopped early"])
+def test_compiled_on_a_gpu_is_eager_within_rounding(kwargs):
+    """Also where steps are refused, which is found out some minibatches later."""
+    models = [make_model("cuda", batch_size=32, compile=compile_, **kwargs).learn(3 * 256) for compile_ in (False, True)]
+    eager, compiled = models
+    assert eager.logger.name_to_value["train/n_updates"] == compiled.logger.name_to_value["train/n_updates"]
+    weights = tensors(eager)
+    for name, value in tensors(compiled).items():
+        th.testing.assert_close(value, weights[name], atol=1e-4, rtol=1e-3, equal_nan=True, msg=name)
