@@ -1,13 +1,16 @@
 """Compilation: call what ``torch.compile`` makes of a function, without checks that would give the same answer again."""
 
 import importlib
+import itertools
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch as th
 
 Tensors = Sequence[th.Tensor | None]
+_numbers = itertools.count()
 
 
 class GraphCall(NamedTuple):
@@ -57,6 +60,22 @@ class RecordedCall(NamedTuple):
     outputs: Sequence[th.Tensor]
 
 
+def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    Return a copy of a function whose code is an object of its own.
+
+    Torch counts how often code is compiled, and refuses after eight times: the ninth model of a process would not train.
+
+    :param function: a function or a method
+    """
+    method = function if isinstance(function, MethodType) else None
+    original = function if method is None else method.__func__
+    assert isinstance(original, FunctionType)
+    code = original.__code__.replace(co_name=f"{original.__name__}_{next(_numbers)}")
+    copy = FunctionType(code, original.__globals__, code.co_name, original.__defaults__, original.__closure__)
+    return copy if method is None else MethodType(copy, method.__self__)
+
+
 class CompiledFunction:
     """
     Function of tensors that is compiled, and called without torch's checks as long as only its arguments change.
@@ -85,7 +104,7 @@ class CompiledFunction:
         # the asserts compare shapes at each call, which torch's checks have done
         self.options = {"size_asserts": False, "triton.cudagraphs": cuda_graph, **(options or {})}
         self.works = True
-        self._compiled = th.compile(function, fullgraph=True, backend=self._compile_graph)
+        self._compiled = th.compile(with_own_code(function), fullgraph=True, backend=self._compile_graph)
         self._graphs: dict[Hashable, GraphCall | None] = {}
         self._recorded: RecordedCall | None = None
 

@@ -110,6 +110,20 @@ def test_shapes_have_keys_of_their_own(graph_calls):
         assert total == (x * x).sum()
 
 
+def test_many_models_are_compiled_in_one_process(graph_calls):
+    """Torch refuses to compile the same code more than eight times."""
+
+    def twice(x: th.Tensor) -> tuple[th.Tensor, ...]:
+        return (2 * x,)
+
+    for number in range(20):
+        methods = CompiledFunction("this", Scaled(float(number)).__call__)
+        assert values(methods("key", X, Y))[0] == [0, number, 2 * number]
+        assert values(CompiledFunction("this", twice)("key", X)) == [[0, 2, 4]]
+        assert methods.works
+    assert len(graph_calls) == 40
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_with_torchs_compiler(compiled_calls):
     """Random numbers are those of torch, call by call."""
