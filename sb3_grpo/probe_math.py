@@ -26,7 +26,7 @@ RIDGE = 0.1
 # Regularises the second moment of grad: added to all eigenvalues, which are near 0 for a nearly deterministic policy
 GRAD_FLOOR = 0.05
 # Maximum number of head outputs that are computed at once
-MAX_OUTPUTS = 2**22
+MAX_OUTPUTS = 2**20
 # Maximum number of pairs of groups for which the KL within their union is measured, and of pairs in one chunk
 MAX_PAIRS, PAIRS_PER_CHUNK = 512, 64
 # ... and of all entries of the contributions to the probes of their unions: with large heads there are fewer pairs

@@ -20,7 +20,7 @@ from sb3_grpo.probes import Probes
 from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split, plan_regrouping
 
 # Numbers in the outputs of all heads that are computed at once
-MAX_OUTPUTS = 2**22
+MAX_OUTPUTS = 2**20
 # Defaults of regroup_freq and regroup_warmup
 REGROUP_STEPS = 2048
 WARMUP_STEPS = 10_000
