@@ -92,7 +92,7 @@ class Tasks(gym.Env):
         :param action: number of the action
         """
         self._steps += 1
-        return self._observation(), float(action == self._task % 4), False, self._steps == 8, {}
+        return self._observation(), float(action == self._task % 4), self._steps == 8, False, {}
 
 
 def make(variant: str, point: dict[str, int]) -> OnPolicyAlgorithm:

@@ -25,7 +25,7 @@ def test_a_task_is_shown_and_rewards_its_action():
             observation, reward, terminated, truncated, _ = env.step(action)
             assert np.flatnonzero(observation[2:]).tolist() == [task]
             assert reward == (action == task % 4)
-            assert (terminated, truncated) == (False, step == 7)
+            assert (terminated, truncated) == (step == 7, False)
     assert seen == {0, 1, 2, 3, 4}
 
 
