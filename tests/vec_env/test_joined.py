@@ -47,6 +47,10 @@ class PaidEnv(gym.Env):
         return np.full((2, 2, 3), self.pay, np.uint8)
 
 
+def joined(vec_envs, tasks=None):
+    return JoinedVecEnv(vec_envs, tasks)
+
+
 def dummy(make_env, n_envs):
     return DummyVecEnv([lambda: Monitor(make_env())] * n_envs)
 
@@ -62,12 +66,12 @@ def random_dict():
 
 @pytest.mark.parametrize("make_env", [CARTPOLE, partial(gym.make, "Pendulum-v1", max_episode_steps=15), random_dict])
 def test_trajectories_are_those_of_one_dummy_vec_env(make_env):
-    joined = JoinedVecEnv([dummy(make_env, 2), adapt_vector_env(SyncVectorEnv([make_env] * 3)), dummy(make_env, 1)])
+    mine = joined([dummy(make_env, 2), adapt_vector_env(SyncVectorEnv([make_env] * 3)), dummy(make_env, 1)])
     theirs = play(dummy(make_env, 6))
     assert len(theirs.ended()) >= 12
-    assert_same_record(play(joined), theirs)
+    assert_same_record(play(mine), theirs)
     with pytest.raises(AssertionError):
-        assert_same_record(play(joined, seed=8), theirs)
+        assert_same_record(play(mine, seed=8), theirs)
 
 
 def test_all_begin_a_step_before_one_is_waited_for():
@@ -82,7 +86,7 @@ def test_all_begin_a_step_before_one_is_waited_for():
             calls.append(("wait",))
             return super().step_wait()
 
-    env = JoinedVecEnv([Recording(paid(1, 2)), Recording(paid(3))])
+    env = joined([Recording(paid(1, 2)), Recording(paid(3))])
     env.reset()
     env.step(np.array([0, 1, 1]))
     assert calls == [("begin", [0, 1]), ("begin", [1]), ("wait",), ("wait",)]
@@ -91,7 +95,7 @@ def test_all_begin_a_step_before_one_is_waited_for():
 # Python 3.12 warns of any process that is forked where there are threads, and torch has some
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_processes():
-    env = JoinedVecEnv([SubprocVecEnv([partial(PaidEnv, pay)] * 2, start_method="fork") for pay in (1, 4)])
+    env = joined([SubprocVecEnv([partial(PaidEnv, pay)] * 2, start_method="fork") for pay in (1, 4)])
     try:
         assert env.env_method("twice", indices=[3, 0]) == [8, 2]
         record = play(env, n_steps=4)
@@ -102,7 +106,7 @@ def test_processes():
 
 
 def test_seeds_count_on_through_all():
-    env = JoinedVecEnv([paid(1, 1), paid(1)])
+    env = joined([paid(1, 1), paid(1)])
     assert list(env.seed(5)) == [5, 6, 7]
     env.reset()
     assert [info["seed"] for info in env.reset_infos] == [5, 6, 7]
@@ -114,7 +118,7 @@ def test_seeds_count_on_through_all():
 
 
 def test_infos_of_resets_within_a_step():
-    env = JoinedVecEnv([DummyVecEnv([partial(PaidEnv, length=2)]), DummyVecEnv([partial(PaidEnv, length=3)])])
+    env = joined([DummyVecEnv([partial(PaidEnv, length=2)]), DummyVecEnv([partial(PaidEnv, length=3)])])
     env.seed(0)
     env.reset()
     for _ in range(2):
@@ -123,7 +127,7 @@ def test_infos_of_resets_within_a_step():
 
 
 def test_options():
-    env = JoinedVecEnv([paid(1, 1), paid(1)])
+    env = joined([paid(1, 1), paid(1)])
     env.set_options({"start": 2})
     assert env.reset()[:, 0].tolist() == [2, 2, 2]
     env.set_options([{"start": 0}, {"start": 1}, {"start": 2}])
@@ -134,7 +138,7 @@ def test_options():
 
 
 def test_attributes_and_methods():
-    env = JoinedVecEnv([paid(1, 2), paid(3), paid(4)])
+    env = joined([paid(1, 2), paid(3), paid(4)])
     assert env.get_attr("pay") == [1, 2, 3, 4]
     assert env.get_attr("pay", indices=[3, 0, 3]) == [4, 1, 4]
     assert env.get_attr("pay", indices=-2) == [3]
@@ -149,16 +153,16 @@ def test_attributes_and_methods():
 
 
 def test_attributes_that_only_some_have():
-    env = JoinedVecEnv([dummy(CARTPOLE, 1), adapt_vector_env(gym.make_vec("CartPole-v1", num_envs=2))])
+    env = joined([dummy(CARTPOLE, 1), adapt_vector_env(gym.make_vec("CartPole-v1", num_envs=2))])
     assert env.env_is_wrapped(Monitor) == [True, True, True]
-    other = JoinedVecEnv([DummyVecEnv([CARTPOLE]), dummy(CARTPOLE, 1)])
+    other = joined([DummyVecEnv([CARTPOLE]), dummy(CARTPOLE, 1)])
     assert other.env_is_wrapped(Monitor) == [False, True]
     assert other.env_is_wrapped(Monitor, indices=1) == [True]
-    assert not JoinedVecEnv([dummy(CountingEnv, 1), dummy(CountingEnv, 1)]).has_attr("twice")
+    assert not joined([dummy(CountingEnv, 1), dummy(CountingEnv, 1)]).has_attr("twice")
 
 
 def test_images():
-    env = JoinedVecEnv([paid(1, 2), paid(3)])
+    env = joined([paid(1, 2), paid(3)])
     assert env.render_mode == "rgb_array"
     assert [int(image[0, 0, 0]) for image in env.get_images()] == [1, 2, 3]
     assert env.render().shape == (4, 4, 3)  # tiled
@@ -173,14 +177,14 @@ def test_close_reaches_all():
             if self.pay == 2:
                 raise RuntimeError("broken")
 
-    env = JoinedVecEnv([DummyVecEnv([partial(Closing, pay)]) for pay in (1, 2, 3)])
+    env = joined([DummyVecEnv([partial(Closing, pay)]) for pay in (1, 2, 3)])
     with pytest.raises(RuntimeError, match="broken"):
         env.close()
     assert sorted(closed) == [1, 2, 3]
 
 
 def test_task_in_a_dictionary():
-    env = JoinedVecEnv([paid(1, 2, as_dict=True), paid(5, as_dict=True)], tasks=["cheap", "dear"])
+    env = joined([paid(1, 2, as_dict=True), paid(5, as_dict=True)], tasks=["cheap", "dear"])
     assert env.observation_space["task"] == spaces.Discrete(2)
     record = play(env, n_steps=3)
     assert [obs["task"].tolist() for obs in record.observations] == [[0, 0, 1]] * 4
@@ -192,7 +196,7 @@ def test_task_in_a_dictionary():
 
 
 def test_task_as_columns():
-    env = JoinedVecEnv([paid(1), paid(5, 6)], tasks=range(2))
+    env = joined([paid(1), paid(5, 6)], tasks=range(2))
     assert env.observation_space == spaces.Box(np.zeros(4, np.float32), np.array([10, 10, 1, 1], np.float32))
     record = play(env, n_steps=3)
     assert record.observations[1].tolist() == [[1, 1, 1, 0], [1, 5, 0, 1], [1, 6, 0, 1]]
@@ -202,7 +206,7 @@ def test_task_as_columns():
 
 
 def test_without_tasks_infos_are_left_alone():
-    record = play(JoinedVecEnv([DummyVecEnv([CountingEnv]), DummyVecEnv([CountingEnv])]), n_steps=4)
+    record = play(joined([DummyVecEnv([CountingEnv]), DummyVecEnv([CountingEnv])]), n_steps=4)
     assert [infos[0]["task"] for infos in record.infos] == [0, 0, 0, 1]
 
 
@@ -211,16 +215,16 @@ def test_without_tasks_infos_are_left_alone():
     [(PPO, {}, True), (PPO, {}, False), (GRPO, "discrete", True), (GRPO, "one_hot", False)],
 )
 def test_training_and_evaluation_by_task(algorithm, router, as_dict):
-    def joined():
-        return VecMonitor(JoinedVecEnv([paid(1, 1, as_dict=as_dict), paid(4, as_dict=as_dict)], tasks=["cheap", "dear"]))
+    def make():
+        return VecMonitor(joined([paid(1, 1, as_dict=as_dict), paid(4, as_dict=as_dict)], tasks=["cheap", "dear"]))
 
     grouped = {"discrete": dict(key="task"), "one_hot": dict(columns=(2, 4))}
     kwargs = dict(router=router, router_kwargs=grouped[router]) if router else {}
     policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
-    model = algorithm(policy, joined(), n_steps=12, batch_size=12, seed=0, device="cpu", **kwargs)
-    callback = GroupEvalCallback(joined(), eval_freq=12, n_eval_episodes=6, verbose=0)
+    model = algorithm(policy, make(), n_steps=12, batch_size=12, seed=0, device="cpu", **kwargs)
+    callback = GroupEvalCallback(make(), eval_freq=12, n_eval_episodes=6, verbose=0)
     model.learn(72, callback)
-    found = evaluate_groups(model, joined(), n_eval_episodes=6)
+    found = evaluate_groups(model, make(), n_eval_episodes=6)
     assert {task: (result.mean, result.n_episodes) for task, result in found.items()} == {"cheap": (3, 4), "dear": (12, 2)}
     assert callback.best_mean_reward == 6  # over six episodes
     if router:
@@ -229,7 +233,7 @@ def test_training_and_evaluation_by_task(algorithm, router, as_dict):
 
 def test_training_is_that_of_dummy_vec_env():
     weights = []
-    for env in (dummy(CARTPOLE, 4), JoinedVecEnv([dummy(CARTPOLE, 1), dummy(CARTPOLE, 3)])):
+    for env in (dummy(CARTPOLE, 4), joined([dummy(CARTPOLE, 1), dummy(CARTPOLE, 3)])):
         model = PPO("MlpPolicy", env, n_steps=32, batch_size=32, seed=3, device="cpu").learn(256)
         weights.append(model.policy.state_dict())
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
@@ -237,7 +241,7 @@ def test_training_is_that_of_dummy_vec_env():
 
 def test_normalised_environments_can_be_joined():
     parts = [VecNormalize(dummy(CARTPOLE, 2)) for _ in range(2)]
-    env = JoinedVecEnv(parts)
+    env = joined(parts)
     env.seed(0)
     alone = VecNormalize(dummy(CARTPOLE, 2))
     alone.seed(2)
@@ -266,14 +270,14 @@ def test_normalised_environments_can_be_joined():
             [0],
             "tasks must be None unless",
         ),
-        (lambda: [JoinedVecEnv([paid(1, as_dict=True)], tasks=[0])], [0], "Dict without 'task'"),
+        (lambda: [joined([paid(1, as_dict=True)], tasks=[0])], [0], "Dict without 'task'"),
     ],
 )
 def test_what_cannot_be_joined(vec_envs, tasks, message):
     with pytest.raises(ValueError, match=message):
-        JoinedVecEnv(vec_envs(), tasks)
+        joined(vec_envs(), tasks)
 
 
 def test_one_object_twice():
     with pytest.raises(ValueError, match="vec_envs must be different objects"):
-        JoinedVecEnv([paid(1)] * 2)
+        joined([paid(1)] * 2)
