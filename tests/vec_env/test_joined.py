@@ -83,13 +83,13 @@ def test_all_begin_a_step_before_one_is_waited_for():
             super().step_async(actions)
 
         def step_wait(self):
-            calls.append(("wait",))
+            calls.append(("wait", None))
             return super().step_wait()
 
     env = joined([Recording(paid(1, 2)), Recording(paid(3))])
     env.reset()
     env.step(np.array([0, 1, 1]))
-    assert calls == [("begin", [0, 1]), ("begin", [1]), ("wait",), ("wait",)]
+    assert calls == [("begin", [0, 1]), ("begin", [1]), ("wait", None), ("wait", None)]
 
 
 # Python 3.12 warns of any process that is forked where there are threads, and torch has some
