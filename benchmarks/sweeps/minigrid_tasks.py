@@ -25,11 +25,12 @@ from stable_baselines3 import PPO
 
 from benchmarks.lib.groups import events_of
 from benchmarks.lib.measures import describe
-from benchmarks.lib.minigrid import ENVS_PER_TASK, HiddenPerTask, ViewExtractor, make_env
+from benchmarks.lib.minigrid import ENVS_PER_TASK, make_env
 from benchmarks.lib.plots import plot_curves
 from benchmarks.lib.rows import REDUCTIONS, Row, Run, by_method
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
 from benchmarks.lib.training import equal_parts, train_and_evaluate
+from benchmarks.lib.view_network import HiddenPerTask, ViewExtractor
 from sb3_grpo import GRPO, evaluate_groups
 
 SEEDS = range(5)
