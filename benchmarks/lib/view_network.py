@@ -81,15 +81,16 @@ class Views:
     """
 
     def __init__(self, n_more: int):
-        self.shown = Numbering(CHANNELS * SIDE * SIDE + n_more, np.float32)
-        self.squares = [Numbering(4 * CHANNELS, np.float32), Numbering(4, np.int64), Numbering(4, np.int64)]
+        self.shown = Numbering(CHANNELS * SIDE * SIDE + n_more, np.uint8)
+        self.squares = [Numbering(4 * CHANNELS, np.uint8), Numbering(4, np.int64), Numbering(4, np.int64)]
         self.largest = np.zeros((0, (SIDE - 3) ** 2), np.int64)  # numbers of each view's squares of 4 x 4 cells
 
     def number(self, shown: np.ndarray) -> np.ndarray:
         """
         Return the numbers of views, shape ``(n,)``.
 
-        :param shown: the view in 147 columns, channels first, and ``n_more`` columns, shape ``(n, 147 + n_more)``
+        :param shown: the view in 147 columns, channels first, and ``n_more`` columns, shape ``(n, 147 + n_more)``, whole
+            numbers in ``[0, 255]``
         """
         n_known = len(self.shown)
         numbers = self.shown(shown)
@@ -122,6 +123,7 @@ class ViewExtractor(BaseFeaturesExtractor):
         self.hidden = nn.Linear(64 * 4 * 4 + self.n_tasks, HIDDEN)
         self.views = Views(self.n_tasks)
         self.remembered: dict[int, th.Tensor] = {}
+        self.expected: set[int] = set()  # views of the previous rollout
 
     def train(self, mode: bool = True) -> "ViewExtractor":
         """
@@ -130,6 +132,7 @@ class ViewExtractor(BaseFeaturesExtractor):
         :param mode: whether it is that of training
         """
         # SB3 sets the mode before each rollout, and while one is collected no weight changes
+        self.expected = set(self.remembered) or self.expected
         self.remembered = {}
         return super().train(mode)
 
@@ -145,9 +148,11 @@ class ViewExtractor(BaseFeaturesExtractor):
             different, which = renumber(numbers, len(self.views.shown))
             return F.embedding(which, self.look(different))
         listed = numbers.tolist()
-        new = sorted(set(listed).difference(self.remembered))
+        new = set(listed).difference(self.remembered)
         if new:
-            self.remembered.update(zip(new, self.look(np.array(new)), strict=True))
+            # one batch of all that will probably be shown takes less time than many small ones
+            new |= self.expected.difference(self.remembered)
+            self.remembered.update(zip(new, self.look(np.array(list(new))), strict=True))
         return th.stack([self.remembered[number] for number in listed])
 
     def look(self, numbers: np.ndarray) -> th.Tensor:
@@ -156,21 +161,24 @@ class ViewExtractor(BaseFeaturesExtractor):
 
         :param numbers: of different views, shape ``(n,)``
         """
-        task = th.from_numpy(self.views.shown.rows[numbers, CHANNELS * SIDE * SIDE :])
-        return self.add_hidden(self.convolve(numbers), task)
+        task = th.from_numpy(self.views.shown.rows[numbers, CHANNELS * SIDE * SIDE :]).float()
+        weight = self.hidden.weight[:, : 64 * 4 * 4].unflatten(1, (64, 4 * 4)).transpose(1, 2).flatten(1)
+        return self.add_hidden(self.convolve(numbers), weight, task)
 
-    def add_hidden(self, convolved: th.Tensor, task: th.Tensor) -> th.Tensor:
+    def add_hidden(self, convolved: th.Tensor, weight: th.Tensor, task: th.Tensor) -> th.Tensor:
         """
         Return what the hidden layer returns, shape ``(n, features_dim)``.
 
-        :param convolved: what the convolutions return, shape ``(n, 1024)``
+        :param convolved: what the convolutions return, channels last, shape ``(n, 1024)``
+        :param weight: the layer's, in the same order, shape ``(features_dim, 1024)``
         :param task: one-hot, shape ``(n, n_tasks)``
         """
-        return th.tanh(self.hidden(th.cat([convolved, task], dim=1)))
+        of_task = task @ self.hidden.weight[:, 64 * 4 * 4 :].T
+        return th.tanh(F.linear(convolved, weight, self.hidden.bias) + of_task)
 
     def convolve(self, numbers: np.ndarray) -> th.Tensor:
         """
-        Return what ``cnn`` returns for views, shape ``(n, 1024)``.
+        Return what ``cnn`` returns for views, but channels last, shape ``(n, 1024)``.
 
         :param numbers: of the views, shape ``(n,)``
         """
@@ -178,11 +186,10 @@ class ViewExtractor(BaseFeaturesExtractor):
         thirds, in_view = renumber(self.views.largest[numbers], len(third))
         seconds, in_third = renumber(third.rows[thirds], len(second))
         firsts, in_second = renumber(second.rows[seconds], len(first))
-        squares = th.from_numpy(first.rows[firsts])
+        squares = th.from_numpy(first.rows[firsts]).float()
         squares = F.embedding(in_second, th.relu(self.apply_kernel(0, squares))).flatten(1)
         squares = F.embedding(in_third, th.relu(self.apply_kernel(2, squares))).flatten(1)
-        squares = F.embedding(in_view, th.tanh(self.apply_kernel(4, squares)))
-        return squares.transpose(1, 2).flatten(1)  # channels first, as `cnn` has it
+        return F.embedding(in_view, th.tanh(self.apply_kernel(4, squares))).flatten(1)
 
     def apply_kernel(self, index: int, squares: th.Tensor) -> th.Tensor:
         """
@@ -208,9 +215,9 @@ class HiddenPerTask(ViewExtractor):
         self._features_dim = self.n_tasks * HIDDEN
         self.hidden = nn.Linear(64 * 4 * 4, self.features_dim)
 
-    def add_hidden(self, convolved: th.Tensor, task: th.Tensor) -> th.Tensor:
+    def add_hidden(self, convolved: th.Tensor, weight: th.Tensor, task: th.Tensor) -> th.Tensor:
         played = task.argmax(dim=1)
-        layers = zip(self.hidden.weight.split(HIDDEN), self.hidden.bias.split(HIDDEN), strict=True)
+        layers = zip(weight.split(HIDDEN), self.hidden.bias.split(HIDDEN), strict=True)
         own = [th.tanh(F.linear(convolved[played == number], *layer)) for number, layer in enumerate(layers)]
         # the rows are sorted by task, and then put back where they were
         return th.block_diag(*own)[played.argsort(stable=True).argsort()]
