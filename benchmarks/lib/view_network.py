@@ -35,10 +35,12 @@ class Numbering:
         :param rows: shape ``(n, width)``
         """
         rows = np.ascontiguousarray(rows, self.rows.dtype)
-        data, size = rows.tobytes(), rows.itemsize * rows.shape[1]
         known, n_known = self.numbers, len(self)
-        keys = [data[start : start + size] for start in range(0, len(data), size)]
-        numbers = np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
+        keys = rows.view(f"V{rows.itemsize * rows.shape[1]}")[:, 0].tolist()  # bytes of each row
+        listed = list(map(known.get, keys))
+        if None in listed:
+            listed = [known.setdefault(key, len(known)) for key in keys]
+        numbers = np.array(listed, dtype=np.int64)
         while len(known) > len(self.rows):
             self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
         if len(known) > n_known:

@@ -65,7 +65,7 @@ def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_eva
     algorithm = PPO if method == "PPO" else GRPO
     env = make_env(names, seed)
     model = algorithm("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs)
-    eval_env = make_env(names, seed + 10_000)
+    eval_env = make_env(names, seed + 10_000, EVAL_EPISODES)  # an episode in each
 
     def evaluate(index: int) -> list[float]:
         found = evaluate_groups(model, eval_env, EVAL_EPISODES * len(names), deterministic=False)
