@@ -117,7 +117,7 @@ def make_pools(names: Sequence[str], seed: int, envs_per_task: int = ENVS_PER_TA
     with warnings.catch_warnings():
         # EnvPool makes its spaces of float32 out of bounds in float64
         warnings.filterwarnings("ignore", ".*precision lowered by casting", UserWarning)
-        pools = [
+        pools: list[Any] = [
             envpool.make(name, env_type="gymnasium", num_envs=envs_per_task, num_threads=1, seed=seed + task * envs_per_task)
             for task, name in enumerate(names)
         ]
