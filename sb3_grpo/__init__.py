@@ -7,7 +7,7 @@ from sb3_grpo.grpo import GRPO, GroupRecord
 from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_grpo.regroup_plan import RegroupEvent
 from sb3_grpo.task_sampling import TaskSamplingCallback
-from sb3_grpo.vec_env import LeanVecEnv, RayVecEnv, adapt_vector_env
+from sb3_grpo.vec_env import JoinedVecEnv, LeanVecEnv, RayVecEnv, adapt_vector_env
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "GroupEvalCallback",
     "GroupEvaluation",
     "GroupRecord",
+    "JoinedVecEnv",
     "LeanVecEnv",
     "MlpPolicy",
     "MultiInputPolicy",

@@ -1,19 +1,21 @@
-"""Build the MiniGrid tasks and the networks of MOORE's protocol (https://arxiv.org/abs/2311.11385)."""
+"""Build the MiniGrid tasks of MOORE's protocol (https://arxiv.org/abs/2311.11385), from EnvPool or from MiniGrid."""
 
+import warnings
+from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
-from torch import nn
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-ENVS_PER_TASK = 4
-HIDDEN = 128
+from sb3_grpo import JoinedVecEnv, adapt_vector_env
+
+ENVS_PER_TASK = 20
 
 
 class TaskView(gym.Wrapper[dict[str, Any], int, Any, int]):
@@ -77,96 +79,76 @@ def remember_views(env: gym.Env[Any, int]) -> gym.Env[Any, int]:
     return env
 
 
-class ViewExtractor(BaseFeaturesExtractor):
+class PoolView(VecEnvWrapper):
     """
-    MOORE's convolutions and hidden layer, which sees the task if the observation has it.
+    Show the agent of EnvPool's MiniGrid what :class:`TaskView` shows: its view, channels first, and the number of its task.
 
-    The 6000 steps of a rollout have some 450 different views: an update evaluates each of them once per minibatch, a rollout
-    caches their features.
-
-    :param observation_space: a view, and possibly a task
+    :param venv: whose observations have ``image`` and ``task``
     """
 
-    def __init__(self, observation_space: spaces.Dict):
-        super().__init__(observation_space, HIDDEN)
-        task = observation_space.spaces.get("task")
-        self.n_tasks = int(task.n) if isinstance(task, spaces.Discrete) else 0
-        layers = (nn.Conv2d(3, 16, 2), nn.ReLU(), nn.Conv2d(16, 32, 2), nn.ReLU(), nn.Conv2d(32, 64, 2), nn.Tanh())
-        self.cnn = nn.Sequential(*layers, nn.Flatten())
-        self.hidden = nn.Linear(64 * 4 * 4 + self.n_tasks, HIDDEN)
-        self.remembered: dict[bytes, th.Tensor] = {}
+    def __init__(self, venv: VecEnv):
+        assert isinstance(venv.observation_space, spaces.Dict)
+        view = spaces.Box(0, 255, (3, 7, 7), np.float32)
+        super().__init__(venv, spaces.Dict({"view": view, "task": venv.observation_space["task"]}))
 
-    def train(self, mode: bool = True) -> "ViewExtractor":
-        """
-        Set the mode, and forget the cached features.
+    def _observe(self, obs: Any) -> dict[str, Any]:
+        return {"view": np.moveaxis(obs["image"], -1, -3).astype(np.float32, order="C"), "task": obs["task"]}
 
-        :param mode: whether it is that of training
-        """
-        # SB3 sets the mode before each rollout, and while one is collected no weight changes
-        self.remembered = {}
-        return super().train(mode)
+    def reset(self) -> VecEnvObs:
+        return self._observe(self.venv.reset())
 
-    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        """
-        Return the features, shape ``(B, features_dim)``.
-
-        :param observations: entries of shape ``(B, ...)``
-        """
-        shown = th.cat([observations[key].flatten(1) for key in ("view", "task") if key in observations], dim=1)
-        if self.training or th.is_grad_enabled():
-            different, which = shown.unique(dim=0, return_inverse=True)
-            return self.look(different).index_select(0, which)
-        keys = [row.tobytes() for row in shown.numpy()]
-        new = {key: row for key, row in zip(keys, shown, strict=True) if key not in self.remembered}
-        if new:
-            self.remembered.update(zip(new, self.look(th.stack(list(new.values()))), strict=True))
-        return th.stack([self.remembered[key] for key in keys])
-
-    def look(self, shown: th.Tensor) -> th.Tensor:
-        """
-        Return the features of views, shape ``(B, features_dim)``.
-
-        :param shown: the view in 147 columns, the task in ``n_tasks``, shape ``(B, 147 + n_tasks)``
-        """
-        view, task = shown.tensor_split([3 * 7 * 7], dim=1)
-        return th.tanh(self.hidden(th.cat([self.cnn(view.unflatten(1, (3, 7, 7))), task], dim=1)))
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        for index in np.flatnonzero(dones):
+            infos[index]["terminal_observation"] = self._observe(infos[index]["terminal_observation"])
+        return self._observe(obs), rewards, dones, infos
 
 
-class HiddenPerTask(ViewExtractor):
+def make_pools(names: Sequence[str], seed: int, envs_per_task: int = ENVS_PER_TASK) -> VecEnv:
     """
-    MOORE's convolutions with a hidden layer for each task: the features of the tasks that are not played are 0.
-
-    :param observation_space: a view and a task
-    """
-
-    def __init__(self, observation_space: spaces.Dict):
-        super().__init__(observation_space)
-        self._features_dim = self.n_tasks * HIDDEN
-        self.hidden = nn.Linear(64 * 4 * 4, self.features_dim)
-
-    def look(self, shown: th.Tensor) -> th.Tensor:
-        """
-        Return the features of views, shape ``(B, features_dim)``.
-
-        :param shown: the view in 147 columns, the task in ``n_tasks``, shape ``(B, 147 + n_tasks)``
-        """
-        view, task = shown.tensor_split([3 * 7 * 7], dim=1)
-        hidden = th.tanh(self.hidden(self.cnn(view.unflatten(1, (3, 7, 7))))).unflatten(1, (-1, HIDDEN))
-        return (hidden * task.unsqueeze(-1)).flatten(1)
-
-
-def make_env(names: list[str], seed: int) -> VecEnv:
-    """
-    Return ``ENVS_PER_TASK`` environments of each task.
+    Return environments of EnvPool, one pool for each task.
 
     :param names: registered names of the tasks
-    :param seed: seed of the environments
+    :param seed: seed of the first environment; a model on them has the same seed, because SB3 seeds environments
+    :param envs_per_task: number of environments of each task
+    """
+    import envpool  # noqa: PLC0415 (an extra)
+
+    with warnings.catch_warnings():
+        # EnvPool makes its spaces of float32 out of bounds in float64
+        warnings.filterwarnings("ignore", ".*precision lowered by casting", UserWarning)
+        pools: list[Any] = [
+            envpool.make(name, env_type="gymnasium", num_envs=envs_per_task, num_threads=1, seed=seed + task * envs_per_task)
+            for task, name in enumerate(names)
+        ]
+        return PoolView(JoinedVecEnv([adapt_vector_env(pool) for pool in pools], tasks=range(len(pools))))
+
+
+def make_python_envs(names: Sequence[str], seed: int, envs_per_task: int = ENVS_PER_TASK) -> VecEnv:
+    """
+    Return MiniGrid's own environments, which take some ten times as long for a step.
+
+    :param names: registered names of the tasks
+    :param seed: seed of the first environment
+    :param envs_per_task: number of environments of each task
     """
 
     def make(task: int) -> gym.Env[dict[str, Any], int]:
         # with the prefix Gymnasium imports `minigrid` in the processes of a sweep too
         return Monitor(TaskView(remember_views(gym.make(f"minigrid:{names[task]}")), task, len(names)))
 
-    env = DummyVecEnv([partial(make, task) for task in range(len(names)) for _ in range(ENVS_PER_TASK)])
+    env = DummyVecEnv([partial(make, task) for task in range(len(names)) for _ in range(envs_per_task)])
     env.seed(seed)
     return env
+
+
+def make_env(names: Sequence[str], seed: int, envs_per_task: int = ENVS_PER_TASK) -> VecEnv:
+    """
+    Return environments of EnvPool where it is installed (it has wheels for Linux alone), else MiniGrid's own.
+
+    :param names: registered names of the tasks
+    :param seed: seed of the first environment
+    :param envs_per_task: number of environments of each task
+    """
+    make = make_pools if find_spec("envpool") else make_python_envs
+    return make(names, seed, envs_per_task)

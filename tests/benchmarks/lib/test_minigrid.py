@@ -1,113 +1,139 @@
-"""Test that cached views and features are those that are computed anew."""
-
-from collections.abc import Sequence
+from collections import Counter
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch as th
 from minigrid.core.world_object import Ball, Key
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
+from vec_env.recording import assert_same_observation
 
-from benchmarks.lib.minigrid import HIDDEN, HiddenPerTask, ViewExtractor, make_env, remember_views
+from benchmarks.lib import minigrid
+from benchmarks.lib.minigrid import PoolView, make_env, make_pools, make_python_envs, remember_views
 from benchmarks.sweeps.minigrid_tasks import METHODS, TASKS
-from sb3_grpo import GRPO
+from sb3_grpo import evaluate_groups
+
+NAMES = list(TASKS)
+EMPTY = "MiniGrid-Empty-5x5-v0"  # always begins in the same state
 
 
-class TestMiniGrid:
-    """Three tasks with the networks of the protocol."""
+@pytest.mark.parametrize("name", TASKS)
+def test_remembered_views_are_those_drawn_anew(name):
+    plain: Any
+    other: Any
+    plain, other = gym.make(f"minigrid:{name}"), remember_views(gym.make(f"minigrid:{name}"))
+    draw = mock.Mock(side_effect=other.unwrapped.gen_obs_grid)
+    other.unwrapped.gen_obs_grid = draw
+    rng = np.random.default_rng(0)
+    ended = True
+    for step in range(2000):
+        if ended:
+            carried = [None, Key("grey"), Ball("green")][rng.integers(3)]
+            for env in (plain, other):
+                env.reset(seed=step)
+                env.unwrapped.carrying = deepcopy(carried)
+        # turns, walks, and opens doors
+        action = rng.choice([0, 1, 2, 5], p=[0.2, 0.2, 0.5, 0.1])
+        (obs, *outcome, _), (remembered, *same, _) = (env.step(action) for env in (plain, other))
+        assert outcome == same
+        np.testing.assert_array_equal(obs["image"], remembered["image"])
+        remembered["image"][:] = 255  # what is returned is the caller's
+        ended = any(outcome[1:])
+    assert draw.call_count < 1000
 
-    @pytest.fixture
-    def model(self, request: pytest.FixtureRequest) -> PPO:
-        env = make_env(list(TASKS), seed=0)
-        given = METHODS[request.param]
-        algorithm = GRPO if "router" in given else PPO
-        return algorithm("MultiInputPolicy", env, seed=0, device="cpu", **given)
 
-    def observe(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
-        views = np.random.default_rng(0).integers(0, 11, (1, 3, 7, 7)).astype(np.float32)
-        return {"view": views.repeat(len(tasks), axis=0), "task": np.array(tasks)}
+def play(env, n_steps, seed=0):
+    """Observations, rewards, ends and infos of a policy that turns, walks, and opens doors."""
+    observations: list[Any] = [env.reset()]
+    rewards: list[Any] = []
+    dones: list[Any] = []
+    infos: list[Any] = []
+    rng = np.random.default_rng(seed)
+    for _ in range(n_steps):
+        obs, *outcome = env.step(rng.choice([0, 1, 2, 5], p=[0.2, 0.2, 0.5, 0.1], size=env.num_envs))
+        observations.append(obs)
+        for values, value in zip((rewards, dones, infos), outcome, strict=True):
+            values.append(value)
+    return observations, np.array(rewards), np.array(dones), infos
 
-    def features(self, model: PPO) -> tuple[th.Tensor, th.Tensor]:
-        """Of the actor and of the critic, for one view in all tasks."""
-        obs, _ = model.policy.obs_to_tensor(self.observe([0, 1, 2]))
-        with th.no_grad():
-            features = model.policy.extract_features(obs)
-        assert isinstance(features, tuple)
-        return features
+
+class TestPools:
+    @pytest.fixture(autouse=True)
+    def envpool(self):
+        pytest.importorskip("envpool")
+
+    def test_spaces_are_those_of_minigrid(self):
+        pools, theirs = make_pools(NAMES, 0, 1), make_python_envs(NAMES, 0, 1)
+        assert pools.observation_space == theirs.observation_space
+        assert pools.action_space == theirs.action_space
+
+    def test_trajectories_from_a_fixed_state_are_those_of_minigrid(self):
+        mine, theirs = (play(make([EMPTY, EMPTY], 0, 2), 400) for make in (make_pools, make_python_envs))
+        for obs, other in zip(mine[0], theirs[0], strict=True):
+            assert_same_observation(obs, other)
+        np.testing.assert_allclose(mine[1], theirs[1], rtol=1e-6)  # EnvPool computes rewards in float32
+        np.testing.assert_array_equal(mine[2], theirs[2])
+        truncated = set()
+        for t, i in zip(*np.nonzero(theirs[2]), strict=True):
+            info, other = mine[3][t][i], theirs[3][t][i]
+            assert_same_observation(info["terminal_observation"]["view"], other["terminal_observation"]["view"])
+            assert info["terminal_observation"]["task"] == info["task"] == other["task"] == i // 2
+            assert info["TimeLimit.truncated"] == other["TimeLimit.truncated"]
+            assert info["episode"]["l"] == other["episode"]["l"]
+            assert info["episode"]["r"] == pytest.approx(other["episode"]["r"], abs=1e-6)
+            truncated.add(info["TimeLimit.truncated"])
+        assert truncated == {True, False}
+
+    def test_another_walk_differs(self):
+        mine, theirs = play(make_pools([EMPTY], 0, 2), 50, 0), play(make_python_envs([EMPTY], 0, 2), 50, 1)
+        assert any((obs["view"] != other["view"]).any() for obs, other in zip(mine[0], theirs[0], strict=True))
 
     @pytest.mark.parametrize("name", TASKS)
-    def test_remembered_views_are_those_drawn_anew(self, name: str) -> None:
-        plain, other = gym.make(f"minigrid:{name}"), remember_views(gym.make(f"minigrid:{name}"))
-        world: Any = other.unwrapped
-        draw = mock.Mock(side_effect=world.gen_obs_grid)
-        world.gen_obs_grid = draw
-        rng = np.random.default_rng(0)
-        ended = True
-        for step in range(2000):
-            if ended:
-                carried = [None, Key("grey"), Ball("green")][rng.integers(3)]
-                for env in (plain, other):
-                    env.reset(seed=step)
-                    cast(Any, env.unwrapped).carrying = deepcopy(carried)
-            # turns, walks, and opens doors
-            action = rng.choice([0, 1, 2, 5], p=[0.2, 0.2, 0.5, 0.1])
-            (obs, *outcome, _), (remembered, *same, _) = (env.step(action) for env in (plain, other))
-            assert outcome == same
-            np.testing.assert_array_equal(obs["image"], remembered["image"])
-            remembered["image"][:] = 255  # what is returned is the caller's
-            ended = any(outcome[1:])
-        assert draw.call_count < 1000
+    def test_episodes_begin_with_the_views_of_minigrid(self, name):
+        def first_views(env):
+            return Counter(view.tobytes() for _ in range(30) for view in env.reset()["view"])
 
-    @pytest.mark.parametrize("model", ["multi-head PPO"], indirect=True)
-    def test_hidden_layer_is_a_tasks_own(self, model: PPO) -> None:
-        before = self.features(model)
-        own = slice(HIDDEN, 2 * HIDDEN)
-        for extractor in (model.policy.pi_features_extractor, model.policy.vf_features_extractor):
-            assert isinstance(extractor, HiddenPerTask)
-            with th.no_grad():
-                extractor.hidden.weight[own] += 1.0
-        for features, changed in zip(before, self.features(model), strict=True):
-            assert (features != changed).any(dim=1).tolist() == [False, True, False]
-            assert not (features[0] * features[1]).any()
+        theirs = first_views(make_python_envs([name], 0, 20))
+        others = first_views(make_python_envs([name], 1000, 20))
+        # as often as in MiniGrid's environments with another seed, but for chance
+        expected = (theirs & others).total()
+        assert (theirs & first_views(make_pools([name], 0, 20))).total() > 0.9 * expected
+        for other in TASKS.keys() - {name}:
+            assert (theirs & first_views(make_pools([other], 0, 20))).total() < 0.5 * expected
 
-    @pytest.mark.parametrize(("model", "shown"), [("GRPO", False), ("PPO", True)], indirect=["model"])
-    def test_what_is_shared(self, model: PPO, shown: bool) -> None:
-        for features in self.features(model):
-            assert th.equal(features[0], features[1]) is not shown
+    @pytest.mark.parametrize("name", TASKS)
+    def test_a_random_walk_is_paid_as_in_minigrid(self, name):
+        unwrapped: Any = gym.make(f"minigrid:{name}").unwrapped
+        limit = unwrapped.max_steps
+        found = []
+        for env in (make_pools([name], 0, 8), make_python_envs([name], 0, 8)):
+            observations, rewards, dones, infos = play(env, 1000)
+            episodes = np.array(
+                [(infos[t][i]["episode"]["r"], infos[t][i]["episode"]["l"]) for t, i in zip(*np.nonzero(dones), strict=True)]
+            )
+            paid = episodes[episodes[:, 0] > 0]
+            np.testing.assert_allclose(paid[:, 0], 1 - 0.9 * paid[:, 1] / limit, atol=1e-5)
+            assert episodes[:, 1].max() <= limit
+            for t, i in zip(*np.nonzero(dones), strict=True):
+                assert infos[t][i]["TimeLimit.truncated"] == (infos[t][i]["episode"]["l"] == limit and rewards[t, i] == 0)
+            cells = {cell.tobytes() for obs in observations[::5] for cell in np.moveaxis(obs["view"], 1, -1).reshape(-1, 3)}
+            found.append((episodes, cells))
+        (mine, my_cells), (theirs, their_cells) = found
+        assert my_cells == their_cells
+        errors = np.sqrt(mine.var(0) / len(mine) + theirs.var(0) / len(theirs))
+        assert (abs(mine.mean(0) - theirs.mean(0)) < 3.5 * errors).all()
 
-    @pytest.mark.parametrize("model", ["PPO", "multi-head PPO", "GRPO"], indirect=True)
-    def test_repeated_views_are_looked_at_once(self, model: PPO) -> None:
-        rng = np.random.default_rng(1)
-        views, which, tasks = rng.integers(0, 11, (4, 3, 7, 7)), rng.integers(0, 4, 30), rng.integers(0, 3, 30)
-        obs, _ = model.policy.obs_to_tensor({"view": views[which].astype(np.float32), "task": tasks})
-        assert isinstance(obs, dict)
-        one_by_one = [{key: values[step : step + 1] for key, values in obs.items()} for step in range(30)]
-        looked_at: list[int] = []
-        extractor = model.policy.pi_features_extractor
-        assert isinstance(extractor, ViewExtractor)
-        with th.no_grad():
-            expected = th.cat([model.policy.extract_features(alone)[0] for alone in one_by_one])
-            extractor.cnn.register_forward_hook(lambda *call: looked_at.append(len(call[2])))
-            th.testing.assert_close(model.policy.extract_features(obs)[0], expected, atol=1e-5, rtol=0)
-        assert looked_at == [len(set(zip(which, tasks, strict=True) if extractor.n_tasks else which))]
+    def test_a_model_is_evaluated_by_task(self):
+        env = make_pools([EMPTY, *NAMES[:1]], 0, 2)
+        model = PPO("MultiInputPolicy", env, n_steps=8, batch_size=16, seed=0, device="cpu", **METHODS["PPO"])
+        model.learn(32)
+        found = evaluate_groups(model, make_pools([EMPTY, *NAMES[:1]], 1, 1), 2, deterministic=False)
+        assert {task: result.n_episodes for task, result in found.items()} == {0: 1, 1: 1}
 
-    @pytest.mark.parametrize("model", ["PPO", "multi-head PPO", "GRPO"], indirect=True)
-    def test_features_are_remembered_until_the_weights_change(self, model: PPO) -> None:
-        extractor = model.policy.pi_features_extractor
-        assert isinstance(extractor, ViewExtractor)
-        looked_at: list[int] = []
-        extractor.cnn.register_forward_hook(lambda *call: looked_at.append(len(call[2])))
-        for n_updates in range(2):
-            model.policy.set_training_mode(True)
-            expected = self.features(model)[0]  # nothing is remembered in an update
-            model.policy.set_training_mode(False)
-            for _ in range(2):
-                th.testing.assert_close(self.features(model)[0], expected, atol=1e-6, rtol=0)
-            # what the update and the first step of the rollout look at; views differ by the task where it is shown
-            assert looked_at == [3 if extractor.n_tasks else 1] * 2 * (n_updates + 1)
-            with th.no_grad():
-                extractor.hidden.weight += 0.1
+    def test_they_are_taken_where_they_are(self, monkeypatch):
+        assert isinstance(make_env(NAMES, 0, 1), PoolView)
+        monkeypatch.setattr(minigrid, "find_spec", lambda name: None)
+        assert isinstance(make_env(NAMES, 0, 1), DummyVecEnv)
