@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch as th
 
@@ -10,7 +12,7 @@ from benchmarks.sweeps.minigrid_tasks import TASKS, make_model
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size of 768")
 @pytest.mark.parametrize("method", ["PPO", "GRPO"])
 def test_both_networks_compute_the_same(method):
-    env = make_python_envs(list(TASKS), 0, 1)
+    env: Any = make_python_envs(list(TASKS), 0, 1)
     models = [make_model(method, env, 0), make_model(method, env, 0, features_extractor_class=EachView)]
     obs, _ = models[0].policy.obs_to_tensor(env.reset())
     for training in (True, False):
