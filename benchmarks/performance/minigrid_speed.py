@@ -72,7 +72,6 @@ SETTINGS: dict[str, tuple[Callable[[Sequence[str], int, int], VecEnv], int, type
     "EnvPool, 4 per task": (make_pools, 4, ViewExtractor),
     f"EnvPool, {ENVS_PER_TASK} per task": (make_pools, ENVS_PER_TASK, ViewExtractor),
 }
-NEW = list(SETTINGS)[-1]
 
 
 def seconds_of(model: OnPolicyAlgorithm, n_steps: int) -> float:
@@ -137,7 +136,7 @@ def main() -> None:
         found = measure(n_repeats=1 if arguments.smoke else REPEATS, n_warmup=0 if arguments.smoke else 2)
     path = (arguments.smoke or RESULTS) / "minigrid_speed.json"
     path.write_text(json.dumps(found, indent=1) + "\n")
-    Console().print(speed_table(found))
+    Console(width=127).print(speed_table(found))
 
 
 if __name__ == "__main__":
