@@ -29,13 +29,16 @@ class GraphCall(NamedTuple):
         :param recorded: the call of the graph
         :param arguments: arguments of the function
         :param results: what the function has returned
-        :return: the call; ``None`` if a result of the function is not one of the graph
+        :return: the call; ``None`` if a result of the function is not one of the graph, or if an argument has reached the
+            graph as another object
         """
-        places = {id(argument): place for place, argument in enumerate(arguments) if argument is not None}
+        given = {id(argument): place for place, argument in enumerate(arguments) if argument is not None}
         made = {id(output): place for place, output in enumerate(recorded.outputs)}
-        if any(id(result) not in made for result in results):
+        views = {(argument.data_ptr(), argument.shape) for argument in arguments if argument is not None}
+        others = [value for value in recorded.inputs if isinstance(value, th.Tensor) and id(value) not in given]
+        if any(id(result) not in made for result in results) or any((t.data_ptr(), t.shape) in views for t in others):
             return None
-        sources = [(place, places[id(value)]) for place, value in enumerate(recorded.inputs) if id(value) in places]
+        sources = [(place, given[id(value)]) for place, value in enumerate(recorded.inputs) if id(value) in given]
         return cls(recorded.graph, list(recorded.inputs), sources, [made[id(result)] for result in results])
 
     def __call__(self, arguments: Tensors) -> list[th.Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch as th
 import torch._inductor
 
-from sb3_grpo.compilation import CompiledFunction
+from sb3_grpo.compilation import CompiledFunction, GraphCall, RecordedCall
 
 X, Y = th.arange(3.0), th.tensor([2.0, 0.0, -1.0])
 
@@ -99,6 +99,20 @@ def test_results_that_are_arguments_have_every_call_checked(graph_calls):
         results = compiled("key", x, Y)
         assert results[0] is x
         assert results[1].tolist() == [0, factor, 2 * factor]
+
+
+def test_an_argument_that_reaches_the_graph_as_another_object_is_noticed():
+    """It would be taken for something that stays the same."""
+
+    def graph(x: th.Tensor, y: th.Tensor) -> tuple[th.Tensor, ...]:
+        return (x + y,)
+
+    for passed, expected in ((X, [[3, 2, 2]]), (X.view_as(X), None), (X.clone(), [[2, 1, 1]])):
+        inputs = (passed, Y)
+        outputs = graph(*inputs)
+        call = GraphCall.of(RecordedCall(graph, inputs, outputs), [X, Y], outputs)
+        # a copy is not an argument, and stays what it was
+        assert (None if call is None else values(call([X + 1, Y]))) == expected
 
 
 def test_shapes_have_keys_of_their_own(graph_calls):

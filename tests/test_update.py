@@ -297,6 +297,29 @@ def test_without_compiler_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
     assert type(compiled._make_update()) is EagerUpdate
 
 
+def test_torch_checks_what_it_has_compiled_once_per_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not at every minibatch and step, which takes as long as a small network."""
+    calls: list[int] = []
+    compile_ = th.compile
+
+    def counted(function: Any, **kwargs: Any) -> Any:
+        made, place = compile_(function, **kwargs), len(calls)
+        calls.append(0)
+
+        def call(*arguments: Any) -> Any:
+            calls[place] += 1
+            return made(*arguments)
+
+        return call
+
+    monkeypatch.setattr(th, "compile", counted)
+    # the graph as torch has traced it: the test is not about the code that is made of it
+    monkeypatch.setattr("torch._inductor.compile", lambda module, examples, options: module.forward)
+    make_model(compile=True).learn(192)
+    # three updates, and acting in the second and third rollout
+    assert calls == [3, 2]
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_router_function_is_not_compiled(compiled_calls: list[int]) -> None:
     """It may use what torch's compiler does not understand; everything else of acting is compiled."""
