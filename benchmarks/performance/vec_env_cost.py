@@ -16,7 +16,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import ray
 from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from benchmarks.lib.rows import RESULTS
 from sb3_grpo.vec_env.lean import LeanVecEnv
-from sb3_grpo.vec_env.ray import RayVecEnv
+from sb3_grpo.vec_env.ray import RayVecEnv, import_ray
 
 N_ENVS = 8
 REPEATS = 9
@@ -138,6 +137,7 @@ def measure_sleeping(n_repeats: int, milliseconds: tuple[float, ...]) -> dict[st
     :param n_repeats: number of turns of each vectorised environment
     :param milliseconds: how long a step of one environment sleeps
     """
+    ray = import_ray()
     ray.init(include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
     envs = make_all(sleeping_env, ANYWHERE)
     rows = {}
