@@ -181,22 +181,25 @@ def show(results: dict[str, Any]) -> None:
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """
-    Draw the time of a thousand steps against groups, environments and columns.
+    Draw the time of training against groups, environments and columns, in multiples of PPO's in the same turns.
+
+    Seconds would show how busy the machine was: points are measured one after the other.
 
     :param results: content of the result file
     :param path: PNG file
     """
-    figure, axes = plt.subplots(1, len(AXES), figsize=(3.6 * len(AXES), 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, len(AXES), figsize=(3.6 * len(AXES), 3.2), layout="constrained", sharey=True)
     labels = {N_TASKS: "tasks, a group each", N_ENVS: "environments", WIDTH: "columns of the observation"}
     for axis, (key, values) in zip(axes, AXES.values(), strict=True):
-        found = [(value, results[name]) for value in values if (name := name_of({**POINT, key: value})) in results]
+        found = {value: results[name] for value in values if (name := name_of({**POINT, key: value})) in results}
         for variant in VARIANTS:
-            seconds = [[each["training"] for each in result["repeats"][variant]] for _, result in found]
-            times = [1000 * 1000 * statistics.median(each) / STEPS_PER_ROLLOUT for each in seconds]
-            axis.plot([value for value, _ in found], times, marker="o", label=variant)
-        axis.set(xscale="log", yscale="log", xlabel=labels[key])
-        axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("milliseconds per 1000 steps")
+            ratios = [1 / summarize(result)[variant]["ratio_to_ppo"] for result in found.values()]
+            axis.plot(list(found), ratios, marker="o", label=variant)
+        axis.set(xscale="log", ylim=(0, 1.2), xlabel=labels[key])
+        axis.set_xticks(list(found), labels=[str(value) for value in found], minor=False)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("time, multiples of PPO's")
     axes[0].legend(fontsize=8)
     save(figure, path, dpi=110)
 
