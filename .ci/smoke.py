@@ -154,7 +154,8 @@ def link_benchmarks(folder: Path) -> None:
 def dist(folder: Path) -> None:
     """Learn in environments of a Ray cluster of one process."""
     ray = importlib.import_module("ray")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    # another cluster on this machine is left alone
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     env = make_vec_env(TASKS, 2, seed=0, vec_env_cls=RayVecEnv, vec_env_kwargs={"envs_per_actor": 2})
     GRPO("MlpPolicy", env, n_steps=64, seed=0, device="cpu").learn(128)
     env.close()
