@@ -213,9 +213,15 @@ def action_heads(agent: Any) -> th.Tensor:
 
 
 @pytest.fixture(scope="module")
-def split(trained, merged) -> GRPO:
-    """The same agent with a second head for two of its tasks, which stands in the folder in its place."""
-    final = trained / "logs" / TASKS_AGENT
+def split_folder(trained, tmp_path_factory) -> Path:
+    """A copy of the folder: the other one stays as it is, in whatever order tests are run."""
+    return shutil.copytree(trained, tmp_path_factory.mktemp("split"), dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def split(split_folder) -> GRPO:
+    """The same agent with a second head for two of its tasks, which stands in the copy in its place."""
+    final = split_folder / "logs" / TASKS_AGENT
     agent = GRPO.load(final)
     agent.policy.regroup(Split(0, 2, [1, 3], 1.0))
     action_heads(agent)[agent.policy.grouping.heads.index(2)] *= -1
@@ -233,9 +239,9 @@ class TestAfterRegrouping:
         assert merged.regroup_history[-1].cell_to_group == merged.policy.grouping.cell_to_group.tolist() == [0, 0, 0, 0]
 
     @pytest.mark.parametrize("options", [(), ("--load-best",)])
-    def test_enjoy_plays_with_all_heads(self, trained, merged, split, options):
+    def test_enjoy_plays_with_all_heads(self, split_folder, merged, split, options):
         command = ("enjoy", "--algo", "grpo", "--env", TASKS, "-f", "logs", "--no-render", "-n", "500")
-        returns = printed_returns(run(trained, *command, *options))
+        returns = printed_returns(run(split_folder, *command, *options))
         assert returns == play(split, 500, TASKS)
         # and not with one
         assert returns != play(merged, 500, TASKS)
@@ -245,10 +251,10 @@ class TestAfterRegrouping:
         command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "1024", "-i", agent, *QUICK[:-1], "more")
         return run(folder, *command, "-params", *params, check=check)
 
-    def test_continuing_keeps_groups(self, trained, split):
+    def test_continuing_keeps_groups(self, split_folder, split):
         # looked at, but never far enough apart or alike
-        self.continue_training(trained, "regroup_warmup:0", "regroup_freq:1", "merge_kl:0.0", "split_kl:100.0")
-        continued = GRPO.load(trained / "more" / TASKS_AGENT)
+        self.continue_training(split_folder, "regroup_warmup:0", "regroup_freq:1", "merge_kl:0.0", "split_kl:100.0")
+        continued = GRPO.load(split_folder / "more" / TASKS_AGENT)
         assert continued.policy.grouping.cell_to_group.tolist() == split.policy.grouping.cell_to_group.tolist() == [0, 2, 0, 2]
         # the zoo counts steps from 0 again
         assert continued.regroup_history == []
@@ -257,7 +263,7 @@ class TestAfterRegrouping:
         changed = (action_heads(continued) != action_heads(split)).flatten(1).any(dim=1)
         assert changed.tolist() == [True, True]
 
-    def test_number_of_heads_stays(self, trained, split):
-        result = self.continue_training(trained, "max_groups:7", check=False)
+    def test_number_of_heads_stays(self, split_folder, split):
+        result = self.continue_training(split_folder, "max_groups:7", check=False)
         assert result.returncode != 0
         assert "`max_groups` of a saved model cannot be changed: it was built with 4, got 7" in result.stderr
