@@ -1,5 +1,6 @@
 """Show the number of an environment's task in its observations, and its label in its infos."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class TaskDisplay:
         return infos
 
 
-class LabelledDisplay(TaskDisplay):
+class LabelledDisplay(TaskDisplay, ABC):
     """
     Show the task in the infos; subclasses show it in observations.
 
@@ -58,6 +59,7 @@ class LabelledDisplay(TaskDisplay):
                 info["terminal_observation"] = self.mark_last(info["terminal_observation"], index)
         return marked
 
+    @abstractmethod
     def mark_last(self, observation: Any, index: int) -> Any:
         """
         Return the last observation of an episode, with the task.
@@ -65,7 +67,6 @@ class LabelledDisplay(TaskDisplay):
         :param observation: of one environment
         :param index: of the environment, in ``[0, num_envs)``
         """
-        raise NotImplementedError
 
 
 class DictDisplay(LabelledDisplay):
