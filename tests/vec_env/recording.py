@@ -60,3 +60,24 @@ def assert_same_record(one: Record, other: Record) -> None:
         assert mine.keys() == theirs.keys()
         assert_same_observation(mine["terminal_observation"], theirs["terminal_observation"])
         assert [mine["episode"][key] for key in "rl"] == [theirs["episode"][key] for key in "rl"]
+
+
+def assert_same(actual: Any, expected: Any, types: bool = True) -> None:
+    """
+    Same structure and values.
+
+    :param types: types, dtypes and the order of keys too
+    """
+    assert not types or type(actual) is type(expected)
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        assert not types or list(actual) == list(expected)
+        for key in expected:
+            assert_same(actual[key], expected[key], types)
+    elif isinstance(expected, list | tuple):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_same(one, other, types)
+    else:
+        assert not types or not isinstance(expected, np.ndarray) or actual.dtype == expected.dtype
+        np.testing.assert_array_equal(actual, expected)

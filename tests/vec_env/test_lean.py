@@ -11,6 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny_envs import RandomEnv
+from vec_env.recording import assert_same
 
 from sb3_grpo.vec_env.lean import LeanVecEnv
 
@@ -48,24 +49,6 @@ class Steps(gym.Env):
         self.info["time"] = int(self.obs[0])
         done = self.obs[0] == 2
         return self.obs, 1.0, bool(done and action == 1), bool(done), self.info
-
-
-def assert_same(actual, expected):
-    """Same structure, types, dtypes and values."""
-    assert type(actual) is type(expected)
-    if isinstance(expected, dict):
-        assert list(actual) == list(expected)
-        for key in expected:
-            assert_same(actual[key], expected[key])
-    elif isinstance(expected, list | tuple):
-        assert len(actual) == len(expected)
-        for one, other in zip(actual, expected, strict=True):
-            assert_same(one, other)
-    elif isinstance(expected, np.ndarray):
-        assert actual.dtype == expected.dtype
-        np.testing.assert_array_equal(actual, expected)
-    else:
-        assert actual == expected
 
 
 def with_both(env, **kwargs):

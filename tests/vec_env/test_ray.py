@@ -16,6 +16,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from vec_env import recording
 
 from sb3_grpo.vec_env.lean import LeanVecEnv
 from sb3_grpo.vec_env.ray import LostActorError, RayVecEnv
@@ -141,17 +142,8 @@ def trajectory(env, n_steps=40):
 
 
 def assert_same(actual, expected):
-    """Same structure and values."""
-    if isinstance(expected, dict):
-        assert actual.keys() == expected.keys()
-        for key in expected:
-            assert_same(actual[key], expected[key])
-    elif isinstance(expected, list | tuple):
-        assert len(actual) == len(expected)
-        for one, other in zip(actual, expected, strict=True):
-            assert_same(one, other)
-    else:
-        np.testing.assert_array_equal(actual, expected)
+    """Same structure and values; where types count, a test says so."""
+    recording.assert_same(actual, expected, types=False)
 
 
 def arrays_of(value):
