@@ -54,13 +54,3 @@ def normalize_by_group(advantages: np.ndarray, groups: np.ndarray, n_groups: int
     scale = group_std(advantages, groups, counts).astype(np.float32) + np.float32(1e-8)
     centred = (advantages - group_means(advantages, groups, counts)[groups]).astype(np.float32)
     return centred / scale[groups], scale
-
-
-def rollout_scale(advantages: np.ndarray) -> float:
-    """
-    Compute the divisor that normalises the advantages of a whole rollout.
-
-    :param advantages: shape ``(B,)``
-    :return: their sample standard deviation, above 0
-    """
-    return float(advantages.astype(np.float64).std(ddof=1) + 1e-8)

@@ -3,7 +3,7 @@
 import math
 import numbers
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from sb3_grpo.balancing import BALANCERS
 from sb3_grpo.buffers import GroupBufferMixin
 from sb3_grpo.policies import GroupActorCriticPolicy
 from sb3_grpo.routing import ROUTERS
+from sb3_grpo.scores import SCORES
 
 # What SB3's ``preprocess_obs`` knows
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -65,6 +66,11 @@ def is_integer(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Return whether a value is a real number, of Python or of NumPy; ``True`` and ``False`` are none, NaN is one."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a value is a finite real number."""
+    return is_number(value) and math.isfinite(value)
 
 
 def is_constant(value: Any) -> bool:
@@ -143,7 +149,7 @@ FLAG = Rule("True or False", is_flag)
 MAPPING = Rule("a dict whose keys are strings", is_mapping)
 FRACTION = Rule("between 0 and 1", lambda value: is_number(value) and 0 <= value <= 1)
 NOT_NAN = Rule("a number, not NaN", lambda value: is_number(value) and not math.isnan(value))
-FINITE = Rule("a finite number", lambda value: is_number(value) and math.isfinite(value))
+FINITE = Rule("a finite number", is_finite)
 NOT_NEGATIVE = Rule("finite and at least 0", lambda value: is_number(value) and 0 <= value < math.inf)
 POSITIVE = Rule("a number above 0", lambda value: is_number(value) and value > 0)
 CLIP_RANGE = Rule(
@@ -201,7 +207,13 @@ RULES: dict[str, Rule | KeyOf] = {
     "router_kwargs": or_none(MAPPING),
     "advantage_estimator": KeyOf(ESTIMATORS),
     "balancer": KeyOf(BALANCERS),
-    "group_score": choice("return", "reward"),
+    "group_score": KeyOf(SCORES),
+    "group_targets": or_none(
+        Rule(
+            "a sequence of finite numbers, one for each cell",
+            lambda value: isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) == 1 and all(map(is_finite, value)),
+        )
+    ),
     "group_scale": choice("std", "range"),
     "merge_kl": or_none(NOT_NEGATIVE),
     "split_kl": or_none(NOT_NEGATIVE),
@@ -256,7 +268,8 @@ class GroupArguments:
     advantage_estimator: str
     balancer: str
     group_coef: float | Schedule | str
-    group_score: Literal["return", "reward"]
+    group_score: str
+    group_targets: Sequence[float] | None
     group_scale: Literal["std", "range"]
     merge_kl: float | None
     split_kl: float | None
@@ -276,16 +289,19 @@ GROUP_KWARGS = {
 }
 
 
-def check_given(values: dict[str, Any]) -> dict[str, Any]:
+def keep_group_arguments(model: GroupArguments, values: dict[str, Any]) -> dict[str, Any]:
     """
-    Check the arguments of the constructor of ``GRPO``.
+    Check the arguments of the constructor of ``GRPO``, and write into the model those that PPO does not have.
 
-    :param values: its ``locals()``
-    :return: the arguments by name
+    :param model: the model, under construction
+    :param values: ``locals()`` of the constructor
+    :return: PPO's arguments by name
     :raises ValueError: see :func:`check_arguments`
     """
     arguments = {name: value for name, value in values.items() if name not in ("self", "__class__")}
     check_arguments(arguments)
+    for name in GroupArguments.__annotations__:
+        setattr(model, name, arguments.pop(name))
     return arguments
 
 
@@ -318,6 +334,7 @@ def check_arguments(values: Mapping[str, Any]) -> None:
     merge_kl, split_kl = values.get("merge_kl"), values.get("split_kl")
     if merge_kl is not None and split_kl is not None and not merge_kl < split_kl:
         raise ValueError(f"`merge_kl` must be below `split_kl`, got {merge_kl!r} and {split_kl!r}")
+    check_targets(values.get("group_targets"), values.get("group_score"))
     if values.get("normalize_advantage") and values.get("batch_size") == 1:
         raise ValueError("`batch_size` must be at least 2 where `normalize_advantage` is not False, got 1")
 
@@ -450,6 +467,34 @@ def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[fl
         ) from error
     check_group_coef(first)
     return schedule
+
+
+def check_targets(group_targets: Sequence[float] | None, group_score: Any) -> None:
+    """
+    Check that targets are not ignored.
+
+    :param group_targets: return to be reached in each cell, or ``None``
+    :param group_score: what groups are compared by
+    :raises ValueError: if there are targets for a score that has none
+    """
+    if group_targets is not None and group_score in ("return", "reward", "raw_return"):
+        raise ValueError(f'`group_targets` needs `group_score="gap"`, got {group_targets!r} and {group_score!r}')
+
+
+def targets_of(group_targets: Sequence[float] | None, n_cells: int) -> np.ndarray | None:
+    """
+    Return the argument ``group_targets`` as an array.
+
+    :param group_targets: return to be reached in each cell, or ``None``
+    :param n_cells: number of cells
+    :return: shape ``(n_cells,)``, or ``None``
+    :raises ValueError: if there are more or fewer than cells
+    """
+    if group_targets is None:
+        return None
+    if len(group_targets) != n_cells:
+        raise ValueError(f"`group_targets` must have one number for each of the {n_cells} cells, got {group_targets!r}")
+    return np.asarray(group_targets, dtype=float)
 
 
 def check_group_coef(value: float) -> float:

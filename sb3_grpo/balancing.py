@@ -6,30 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_grpo.losses import (
-    MIN_SCALE,
-    group_means,
-    group_weights,
-    largest_group_coef,
-    penalty_slope,
-    score_fluctuation,
-)
-
-
-class GroupScores(NamedTuple):
-    """How the groups of one rollout compare; arrays have one entry for each group that has steps in it."""
-
-    groups: np.ndarray  # numbers of the groups, ascending
-    counts: np.ndarray  # n_i, their steps in the rollout
-    scores: np.ndarray  # R_i
-    scale: float  # sigma_R
-    advantage_scale: np.ndarray  # divisor that normalises the advantages of each group, in the unit of the scores
-    eta_squared: float  # share of the score's variance that the groups explain, 0 to 1
-
-    @property
-    def shares(self) -> np.ndarray:
-        """Share of each group in the steps of the rollout, sums to 1."""
-        return self.counts / self.counts.sum()
+from sb3_grpo.losses import group_weights, largest_group_coef, penalty_slope
+from sb3_grpo.scores import GroupScores
 
 
 class GroupWeights(NamedTuple):
@@ -47,33 +25,6 @@ class GroupWeights(NamedTuple):
         :return: float32, shape ``(B,)``
         """
         return self.weights.astype(np.float32)[np.searchsorted(compared, groups)]
-
-
-def compare_groups(
-    groups: np.ndarray, step_scores: np.ndarray, advantage_scale: np.ndarray, scale_kind: str = "std"
-) -> GroupScores:
-    """
-    Compare the groups of a rollout by the mean score of their steps.
-
-    :param groups: group of each step, shape ``(B,)``, integers in ``[0, max_groups)``
-    :param step_scores: score of each step, shape ``(B,)``
-    :param advantage_scale: divisor that normalises the advantages of each group, in the unit of the scores, shape
-        ``(max_groups,)``
-    :param scale_kind: ``"std"`` or ``"range"``, see :func:`~sb3_grpo.losses.score_fluctuation`
-    :return: the comparison of those groups that have steps
-    """
-    present, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    step_scores = np.asarray(step_scores, dtype=np.float64)
-    scores, total = group_means(step_scores, member, counts), step_scores.var()
-    between = (counts / len(groups) * (scores - step_scores.mean()) ** 2).sum()
-    return GroupScores(
-        groups=present,
-        counts=counts,
-        scores=scores,
-        scale=float(score_fluctuation(step_scores, scale_kind)),
-        advantage_scale=np.asarray(advantage_scale, dtype=np.float64)[present],
-        eta_squared=float(between / total) if total >= MIN_SCALE**2 else 0.0,
-    )
 
 
 class Balancer(ABC):

@@ -13,21 +13,21 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_grpo.advantages import ESTIMATORS, normalize_by_group, rollout_scale
+from sb3_grpo.advantages import ESTIMATORS, normalize_by_group
 from sb3_grpo.arguments import (
     NOT_NAN,
-    GroupArguments,
     check_arguments,
     check_built,
     check_classes,
-    check_given,
     check_learn_arguments,
     finite_schedule_value,
     group_coef_at,
+    keep_group_arguments,
     make_group_coef_schedule,
     schedule_value,
+    targets_of,
 )
-from sb3_grpo.balancing import BALANCERS, GroupScores, GroupWeights, compare_groups
+from sb3_grpo.balancing import BALANCERS, GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, Rollout
 from sb3_grpo.callbacks import RegroupCallback, tell_interrupted, with_callbacks
 from sb3_grpo.diagnostics import log_groups, log_policy, log_update
@@ -37,9 +37,10 @@ from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.model_files import ModelFiles
 from sb3_grpo.objective import PPOObjective
 from sb3_grpo.policies import POLICIES, GroupActorCriticPolicy
+from sb3_grpo.recording import RolloutRecorder
 from sb3_grpo.regrouping import Regrouper, RegroupRule
-from sb3_grpo.reward_scale import RewardRecorder, RewardScale
 from sb3_grpo.routing import check_first_observations
+from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
 from sb3_grpo.tensorboard import TensorBoardCallback, tensorboard_outputs
 from sb3_grpo.update import CompiledUpdate, Update, check_plain_adam, has_hooks, make_eager_update
 
@@ -116,9 +117,12 @@ class GRPO(ModelFiles):
     :param group_coef: lambda, how strongly groups that are behind are favoured: a number, a function of the
         remaining progress (from 1 to 0), or ``"lin_0.05"`` (from 0.05 linearly to 0). At least 0, which is no balancing;
         where the cap binds (``groups/coef_effective`` stays below ``group_coef``) a larger value changes nothing.
-    :param group_score: what groups are compared by: ``"return"`` (mean return-to-go of their steps, as SB3 estimates
-        it for the value function) or ``"reward"`` (mean reward, to which SB3 adds the value of the last observation
-        where a time limit ends the episode; for groups that are phases, when what comes after should not count)
+    :param group_score: what groups are compared by, a key of :data:`sb3_grpo.scores.SCORES`: ``"return"`` (mean
+        return-to-go of their steps, as SB3 estimates it for the value function) or ``"reward"`` (mean reward, to which
+        SB3 adds the value of the last observation where a time limit ends the episode), both in units of the group's
+        rewards; ``"raw_return"`` (in the unit that the rewards have); ``"gap"`` (how near episodes come to
+        ``group_targets``, or to the best episode so far; also for rewards of opposite sign)
+    :param group_targets: return of an episode that is to be reached in each cell, for ``group_score="gap"``
     :param group_scale: ``sigma_R``, pooled over the steps of a rollout: ``"std"`` or ``"range"`` (largest minus
         smallest: weaker and bounded, for scores with rare extreme values)
     :param merge_kl: groups whose policies differ by less (KL divergence in nats, the larger direction, at least 0) are
@@ -177,7 +181,8 @@ class GRPO(ModelFiles):
         advantage_estimator: str = "gae",
         balancer: str = "relative_penalty",
         group_coef: float | Schedule | str = 0.005,
-        group_score: Literal["return", "reward"] = "return",
+        group_score: str = "return",
+        group_targets: Sequence[float] | None = None,
         group_scale: Literal["std", "range"] = "std",
         merge_kl: float | None = 0.1,
         split_kl: float | None = 0.3,
@@ -186,9 +191,7 @@ class GRPO(ModelFiles):
         probe_kl_coef: float = 0.05,
         compile: bool = False,
     ):
-        arguments = check_given(locals())
-        vars(self).update({name: arguments.pop(name) for name in GroupArguments.__annotations__})
-        super().__init__(**arguments | {"_init_setup_model": False})
+        super().__init__(**keep_group_arguments(self, locals()) | {"_init_setup_model": False})
         if _init_setup_model:
             self._setup_model()
 
@@ -214,9 +217,9 @@ class GRPO(ModelFiles):
         if self.router == "random":
             # nothing is known of random regions: they may be merged at once
             grouping.age.fill_(self.regroup_rule.warmup)
-        self.reward_scale = RewardScale(grouping.router.n_cells).to(self.device)
+        self.score_history = ScoreHistory(grouping.router.n_cells).to(self.device)
         self.regrouper = Regrouper(self.policy).to(self.device) if self.max_groups > 1 else None
-        self._reward_recorder = RewardRecorder()
+        self._recorder = RolloutRecorder()
         self._choose_parts()
 
     def _choose_parts(self) -> None:
@@ -226,12 +229,13 @@ class GRPO(ModelFiles):
         schedule = make_group_coef_schedule(self.group_coef)
         self._balancer = BALANCERS[self.balancer](lambda progress: group_coef_at(schedule, progress))
         self._estimator = ESTIMATORS[self.advantage_estimator]()
+        self._score = SCORES[self.group_score](targets_of(self.group_targets, self.policy.grouping.router.n_cells))
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "GroupActorCriticPolicy") -> None:
         super()._maybe_recommend_cpu(mlp_class_name)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_compiled_update", "_callback", "_reward_recorder", "_balancer", "_estimator", "reward_scale", "regrouper"]
+        own = ["_compiled_update", "_callback", "_recorder", "_balancer", "_estimator", "_score", "score_history", "regrouper"]
         return [*super()._excluded_save_params(), *own]
 
     def _setup_learn(
@@ -260,7 +264,7 @@ class GRPO(ModelFiles):
         return total_timesteps, made_callback
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        recorders: list[BaseCallback] = [] if self.regrouper is None else [self._reward_recorder]
+        recorders: list[BaseCallback] = [] if self.regrouper is None else [self._recorder]
         others: list[BaseCallback] = [TensorBoardCallback()] if tensorboard_outputs(self.logger) else []
         if self.regrouper is not None and self.regroup_rule.changes_groups:
             recorders, others = [*recorders, self.regrouper.recorder], [RegroupCallback(), *others]
@@ -292,8 +296,8 @@ class GRPO(ModelFiles):
         clip_range, clip_range_vf = self._read_schedules()
         cells = fit_router_and_route(self.policy, self.rollout_buffer)
         groups = self.policy.grouping.cell_to_group[cells].cpu().numpy()
-        rollout, advantage_scale = self._estimate_advantages(cells, groups)
-        scores, weights = self._weigh_groups(cells, groups, advantage_scale)
+        rollout, advantages, divisor = self._estimate_advantages(cells, groups)
+        scores, weights = self._weigh_groups(cells, advantages, divisor)
         step_weights = weights.at(scores.groups, groups)
         rollout = rollout._replace(weights=th.as_tensor(step_weights, device=self.device))
         if self.regrouper is not None and self.regroup_rule.changes_groups:
@@ -325,31 +329,28 @@ class GRPO(ModelFiles):
         assert values[0] is not None
         return values[0], values[1]
 
-    def _estimate_advantages(self, cells: th.Tensor, groups: np.ndarray) -> tuple[Rollout, np.ndarray]:
-        """Return the rollout with heads and advantages, and the divisor of each group's advantages; update the value scale."""
-        policy, max_groups = self.policy, self.policy.grouping.max_groups
+    def _estimate_advantages(self, cells: th.Tensor, groups: np.ndarray) -> tuple[Rollout, np.ndarray, np.ndarray | None]:
+        """Return the rollout with heads and advantages, these before they are divided by group, and what each group's are."""
+        policy, divisor = self.policy, None
         rollout = self.rollout_buffer.samples()._replace(heads=policy.grouping.cell_to_head[cells])
-        advantages = self._estimator(self.rollout_buffer, groups)
-        scale = np.full(max_groups, rollout_scale(advantages) if self.normalize_advantage else 1.0)
+        advantages = normalized = self._estimator(self.rollout_buffer, groups)
         if self.normalize_advantage == "group":
             assert policy.value_scale is not None
             with interrupts_delayed():
                 policy.value_scale.update(rollout.returns.cpu().numpy(), rollout.heads.cpu().numpy(), policy.value_net)
-            advantages, scale = normalize_by_group(advantages, groups, max_groups)
-        tensor = th.as_tensor(advantages, dtype=rollout.advantages.dtype, device=self.device)
-        return rollout._replace(advantages=tensor), scale
+            normalized, divisor = normalize_by_group(advantages, groups, policy.grouping.max_groups)
+        tensor = th.as_tensor(normalized, dtype=rollout.advantages.dtype, device=self.device)
+        return rollout._replace(advantages=tensor), advantages, divisor
 
     def _weigh_groups(
-        self, cells: th.Tensor, groups: np.ndarray, advantage_scale: np.ndarray
+        self, cells: th.Tensor, advantages: np.ndarray, divisor: np.ndarray | None
     ) -> tuple[GroupScores, GroupWeights]:
-        """Update the scale of the rewards, compare the groups in units of it, and weigh them."""
-        buffer, grouping = self.rollout_buffer, self.policy.grouping
-        recorded = self._reward_recorder.rewards(buffer.buffer_size)
+        """Compare the groups of the rollout, and weigh them."""
+        outcome = self._recorder.outcome(self.rollout_buffer, cells.cpu().numpy(), advantages)
         with interrupts_delayed():
-            self.reward_scale.update(buffer.flat_rewards() if recorded is None else recorded.ravel(), cells.cpu().numpy())
-        per_scale = self.reward_scale.inverse_of_groups(grouping.cell_to_group.cpu().numpy(), grouping.max_groups)
-        step_scores = buffer.samples().returns.cpu().numpy() if self.group_score == "return" else buffer.flat_rewards()
-        scores = compare_groups(groups, step_scores * per_scale[groups], advantage_scale * per_scale, self.group_scale)
+            self.score_history.update(outcome)
+        cell_to_group = self.policy.grouping.cell_to_group.cpu().numpy()
+        scores = self._score.compare(outcome, cell_to_group, self.score_history, divisor, self.group_scale)
         weights = self._balancer(scores, self._current_progress_remaining)
         columns = (scores.groups, scores.counts, scores.scores, weights.weights)
         self._group_stats = list(zip(*(column.tolist() for column in columns), strict=True))

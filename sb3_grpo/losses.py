@@ -98,23 +98,6 @@ def group_weights(slope: Array, shares: Array, advantage_scale: Array, coef: flo
     return weights * (weights > 0)
 
 
-def effort_shares(scores: Array, scale: float, shares: Array, advantage_scale: float, coef: float) -> Array:
-    """
-    Express the balance as shares of the data instead of weights on the loss: ``share_i * weight_i``, which sums to 1.
-
-    :param scores: mean score of each group, shape ``(K,)``
-    :param scale: fluctuation of the scores over all steps
-    :param shares: shares of equally good groups, above 0 and with sum 1, shape ``(K,)``
-    :param advantage_scale: standard deviation of the advantages, in the unit of the scores
-    :param coef: lambda, at least 0; capped as in :func:`largest_group_coef`
-    :return: shape ``(K,)``, at least 0; larger than ``shares`` for groups that are behind
-    """
-    slope = penalty_slope(scores, scale)
-    divisor = 0 * scores + advantage_scale
-    coef = min(coef, largest_group_coef(slope, shares, divisor))
-    return shares * group_weights(slope, shares, divisor, coef)
-
-
 def score_fluctuation(step_scores: Array, kind: str) -> Any:
     """
     Compute ``sigma_R``, the fluctuation of the scores over all steps of the rollout.

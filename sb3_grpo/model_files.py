@@ -18,7 +18,6 @@ from sb3_grpo.heads import n_heads_in
 from sb3_grpo.policies import GroupActorCriticPolicy
 from sb3_grpo.regroup_plan import RegroupEvent
 from sb3_grpo.regrouping import Regrouper
-from sb3_grpo.reward_scale import RewardScale
 from sb3_grpo.routing import make_router
 from sb3_grpo.saving import (
     HISTORY,
@@ -33,6 +32,7 @@ from sb3_grpo.saving import (
     to_bytes,
     write_safetensors,
 )
+from sb3_grpo.scores import ScoreHistory
 
 SelfModelFiles = TypeVar("SelfModelFiles", bound="ModelFiles")
 
@@ -42,12 +42,12 @@ class ModelFiles(GroupArguments, PPO):
     PPO that saves and loads groups.
 
     A file is SB3's zip file with one entry more, which ``PPO.load`` ignores: tensors that training goes on with (the cells of
-    each group, the router, ages, probes, scales of rewards). With one group all else in it is as PPO would have saved it.
+    each group, the router, ages, probes, the history of scores). With one group all else in it is as PPO would have saved it.
     """
 
     policy: GroupActorCriticPolicy
     regrouper: Regrouper | None
-    reward_scale: RewardScale
+    score_history: ScoreHistory
     normalize_advantage: bool | Literal["group"]  # type: ignore[assignment]  # PPO knows two values, here are three
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -97,7 +97,7 @@ class ModelFiles(GroupArguments, PPO):
         """
         grouping, scale = self.policy.grouping, self.policy.value_scale
         modules: dict[str, th.nn.Module | None] = {"grouping": grouping}
-        modules |= {"reward_scale": self.reward_scale, "regrouper": self.regrouper}
+        modules |= {"score_history": self.score_history, "regrouper": self.regrouper}
         state: dict[str, th.Tensor] = {}
         for prefix, module in modules.items():
             if module is not None:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 
@@ -51,33 +50,3 @@ class RewardScale(nn.Module):
         squares = np.bincount(cell_to_group, count * np.square(scale), minlength=n_groups)
         pooled = np.sqrt(squares / np.maximum(np.bincount(cell_to_group, count, minlength=n_groups), 1))
         return np.divide(1, pooled, out=np.zeros_like(pooled), where=pooled > 0)
-
-
-class RewardRecorder(BaseCallback):
-    """
-    Record the rewards of a rollout as the environments gave them.
-
-    The rollout buffer does not have them: where a time limit ends an episode SB3 adds the discounted value of the last
-    observation to the reward.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._rewards: list[np.ndarray] = []
-
-    def _on_rollout_start(self) -> None:
-        self._rewards = []
-
-    def _on_step(self) -> bool:
-        # a copy, because SB3 changes the array
-        self._rewards.append(np.array(self.locals["rewards"]))
-        return True
-
-    def rewards(self, n_steps: int) -> np.ndarray | None:
-        """
-        Return the rewards of the last rollout.
-
-        :param n_steps: steps of the rollout in each of the ``n_envs`` environments
-        :return: shape ``(n_envs, n_steps)``; ``None`` if this callback has not seen the whole rollout
-        """
-        return np.stack(self._rewards, axis=1) if len(self._rewards) == n_steps else None

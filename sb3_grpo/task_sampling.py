@@ -2,20 +2,22 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_grpo.arguments import NOT_NEGATIVE, Rule, check, is_number
+from sb3_grpo.arguments import NOT_NEGATIVE, RULES, Rule, check, check_targets, is_number, targets_of
+from sb3_grpo.balancing import BALANCERS
 from sb3_grpo.evaluation import env_has
 from sb3_grpo.interrupts import interrupts_delayed
-from sb3_grpo.losses import effort_shares
+from sb3_grpo.recording import Outcome, RolloutRecorder
+from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
 
 UNIFORM_SHARE = Rule("between 0.1 and 1", lambda value: is_number(value) and 0.1 <= value <= 1)
 # Number of recent episodes of a task whose mean length estimates the length of its episodes
@@ -27,9 +29,8 @@ class TaskStatistics(NamedTuple):
 
     probabilities: np.ndarray  # of the tasks at the next resets, sum 1
     lengths: list[deque[int]]  # of the recent episodes of each task, steps
-    squared_rewards: np.ndarray  # sum over all steps
-    n_rewards: np.ndarray  # number of steps with a reward other than 0
     scores: np.ndarray  # mean score in the last rollout with the task; NaN before the first
+    history: ScoreHistory  # of each task
 
     @classmethod
     def empty(cls, probabilities: np.ndarray) -> "TaskStatistics":
@@ -40,13 +41,15 @@ class TaskStatistics(NamedTuple):
         """
         n_tasks = len(probabilities)
         lengths: list[deque[int]] = [deque(maxlen=N_RECENT_EPISODES) for _ in range(n_tasks)]
-        return cls(probabilities, lengths, np.zeros(n_tasks), np.zeros(n_tasks), np.full(n_tasks, np.nan))
+        return cls(probabilities, lengths, np.full(n_tasks, np.nan), ScoreHistory(n_tasks))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as lists of numbers, which SB3 saves with a model as JSON instead of pickling them."""
         return {
-            name: [list(lengths) for lengths in value] if name == "lengths" else value.tolist()
-            for name, value in self._asdict().items()
+            "probabilities": self.probabilities.tolist(),
+            "lengths": [list(lengths) for lengths in self.lengths],
+            "scores": self.scores.tolist(),
+            "history": {name: buffer.tolist() for name, buffer in self.history.named_buffers()},
         }
 
     @classmethod
@@ -56,8 +59,12 @@ class TaskStatistics(NamedTuple):
 
         :param fields: from :meth:`to_json`
         """
-        arrays = {name: np.array(value, dtype=float) for name, value in fields.items() if name != "lengths"}
-        return cls(**arrays, lengths=[deque(lengths, maxlen=N_RECENT_EPISODES) for lengths in fields["lengths"]])
+        statistics = cls.empty(np.array(fields["probabilities"], dtype=float))
+        for lengths, saved in zip(statistics.lengths, fields["lengths"], strict=True):
+            lengths.extend(saved)
+        for name, buffer in statistics.history.named_buffers():
+            buffer.copy_(th.tensor(fields["history"][name]))
+        return statistics._replace(scores=np.array(fields["scores"], dtype=float))
 
 
 # For environments whose probabilities are overridden: the original ones of each environment, and those that replace them.
@@ -109,18 +116,17 @@ def restore_probabilities(env: VecEnv) -> None:
             env.env_method("set_task_probabilities", probabilities, indices=index)
 
 
-class TaskSamplingCallback(BaseCallback):
+class TaskSamplingCallback(RolloutRecorder):
     """
     Draw tasks with a low score more often: set the environments' task probabilities after every rollout.
 
     Works with any on-policy algorithm, and with any environment that has ``get_task_probabilities()`` and
     ``set_task_probabilities(probabilities)`` and reports ``info["task"]`` at every step (as those of this package).
 
-    Each task gets a share of the *steps* that grows as its score falls behind (:func:`sb3_grpo.losses.effort_shares`). The
-    probabilities at reset follow from it by dividing by the mean length of the task's episodes: with equal probabilities, a
-    task that fails early would get the fewest steps. Scores are mean returns-to-go divided by the scale of the task's
-    rewards (the root mean square of those that are not 0), so that the unit of a reward does not matter. Tasks with rewards
-    of opposite sign for the same result cannot be compared.
+    Each task gets a share of the *steps* that grows as its score falls behind: its original probability, times the weight
+    that the balancer gives it. The probabilities at reset follow from it by dividing by the mean length of the task's
+    episodes: with equal probabilities, a task that fails early would get the fewest steps. Scores and balancers are those of
+    ``GRPO``, with tasks in place of groups.
 
     The statistics are saved with the model, as JSON-compatible values in ``model.task_sampling_state``. Training that
     continues (``reset_num_timesteps=False``) uses them, also in another process and with another number of environments.
@@ -135,20 +141,33 @@ class TaskSamplingCallback(BaseCallback):
         usually all equal
     :param uniform_share: weight of the environments' original task probabilities in the mixture, 0.1 to 1; it must be above
         0, because the policy forgets a task that is never played
+    :param balancer: rule by which tasks are weighed, a key of :data:`sb3_grpo.balancing.BALANCERS`
+    :param group_score: what tasks are compared by, a key of :data:`sb3_grpo.scores.SCORES`
+    :param group_targets: return of an episode that is to be reached in each task, for ``group_score="gap"``
     :param verbose: as in SB3
     :raises ValueError: if an argument is out of its range, or at the start of training if the algorithm is not on-policy or
         an environment lacks a required method
     """
 
-    def __init__(self, group_coef: float = 0.1, uniform_share: float = 0.1, verbose: int = 0):
+    def __init__(
+        self,
+        group_coef: float = 0.1,
+        uniform_share: float = 0.1,
+        verbose: int = 0,
+        balancer: str = "relative_penalty",
+        group_score: str = "return",
+        group_targets: Sequence[float] | None = None,
+    ):
         super().__init__(verbose)
         check("group_coef", NOT_NEGATIVE, group_coef)
         check("uniform_share", UNIFORM_SHARE, uniform_share)
+        for name, value in {"balancer": balancer, "group_score": group_score, "group_targets": group_targets}.items():
+            check(name, RULES[name], value)
+        check_targets(group_targets, group_score)
         self.group_coef, self.uniform_share = group_coef, uniform_share
+        self.balancer, self.group_score, self.group_targets = balancer, group_score, group_targets
         self._statistics = TaskStatistics.empty(np.empty(0))
         self._base_by_env: list[np.ndarray] = []  # original probabilities of each environment
-        self._episode_lengths = np.empty(0)  # of the running episode of each environment; NaN if its start was not seen
-        self._last_model: Any = None  # model to which the running episodes belong
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -173,11 +192,9 @@ class TaskSamplingCallback(BaseCallback):
             self._statistics = TaskStatistics.from_json(saved)
         if len(self._statistics.probabilities) != len(self._base):
             self._statistics = TaskStatistics.empty(self._base)
-        if self._last_model is not self.model or len(self._episode_lengths) != env.num_envs:
-            self._episode_lengths = np.full(env.num_envs, np.nan)
-        self._last_model = self.model
-        # environments that SB3 has just reset
-        self._episode_lengths[self.model._last_episode_starts] = 0
+        self._score = SCORES[self.group_score](targets_of(self.group_targets, len(self._base)))
+        self._balancer = BALANCERS[self.balancer](lambda progress: self.group_coef)
+        super()._on_training_start()
         self._store_state()
         override_probabilities(env, self.probabilities, self._base_by_env)
 
@@ -202,20 +219,12 @@ class TaskSamplingCallback(BaseCallback):
             restore_probabilities(self.training_env)
 
     def _on_rollout_start(self) -> None:
+        super()._on_rollout_start()
         self._tasks: list[np.ndarray] = []
-        self._rewards: list[np.ndarray] = []
 
     def _on_step(self) -> bool:
-        tasks = self._read_tasks(self.locals["infos"])
-        self._tasks.append(tasks)
-        # a copy, because SB3 adds the value of the last observation in place where a time limit ends an episode
-        self._rewards.append(np.array(self.locals["rewards"], dtype=float))
-        self._episode_lengths += 1
-        for index in self.locals["dones"].nonzero()[0]:
-            if np.isfinite(self._episode_lengths[index]):
-                self._statistics.lengths[tasks[index]].append(int(self._episode_lengths[index]))
-            self._episode_lengths[index] = 0
-        return True
+        self._tasks.append(self._read_tasks(self.locals["infos"]))
+        return super()._on_step()
 
     def _read_tasks(self, infos: list[dict[str, Any]]) -> np.ndarray:
         """Return the task of each environment, shape ``(n_envs,)``."""
@@ -228,16 +237,22 @@ class TaskSamplingCallback(BaseCallback):
         return tasks.astype(int)
 
     def _on_rollout_end(self) -> None:
-        counts, statistics, shares = self._compare_tasks()
-        if not np.isfinite(shares).all():
+        outcome = self._outcome()
+        if not all(np.isfinite(values).all() for values in (outcome.paid, outcome.returns, outcome.advantages)):
             # NaN in rewards or observations: the algorithm's own error names the cause
             return
+        statistics, tasks = self._statistics, outcome.cells
+        statistics.history.update(outcome)
+        for step, length in zip(outcome.episodes.steps, outcome.episodes.lengths.tolist(), strict=True):
+            statistics.lengths[tasks[step]].append(length)
+        counts = np.bincount(tasks, minlength=len(self._base))
+        shares = self._compare_tasks(outcome)
         lengths = np.array([np.mean(lengths) if lengths else np.nan for lengths in statistics.lengths])
         # a task without a finished episode gets the mean length of the others
         lengths = np.where(np.isnan(lengths), np.nanmean(lengths) if np.isfinite(lengths).any() else 1.0, lengths)
         odds = shares / lengths
         probabilities = (1 - self.uniform_share) * odds / odds.sum() + self.uniform_share * self._base
-        self._statistics = statistics._replace(probabilities=probabilities)
+        self._statistics = self._statistics._replace(probabilities=probabilities)
         self._store_state()
         override_probabilities(self.training_env, self.probabilities, self._base_by_env)
         self._log(counts / counts.sum())
@@ -252,31 +267,35 @@ class TaskSamplingCallback(BaseCallback):
             line = f"task {drawn} ({self.probabilities[drawn]:.0%})"
             self.logger.record(f"tasks/drawn_{name}", line, exclude=("tensorboard", "csv", "json"))
 
-    def _compare_tasks(self) -> tuple[np.ndarray, TaskStatistics, np.ndarray]:
+    def _outcome(self) -> Outcome:
+        """Return what the steps of the rollout brought, with tasks as cells."""
+        buffer = self.locals["rollout_buffer"]
+        # SB3's arrays are not yet flat when a rollout ends
+        return Outcome(
+            cells=np.asarray(self._tasks).T.ravel(),
+            returns=buffer.returns.T.ravel(),
+            rewards=buffer.rewards.T.ravel(),
+            paid=np.asarray(self._rewards).T.ravel(),
+            advantages=buffer.advantages.T.ravel(),
+            episodes=self.episodes(buffer.buffer_size),
+        )
+
+    def _compare_tasks(self, outcome: Outcome) -> np.ndarray:
         """
-        Compute scores and target shares of the tasks from the last rollout.
+        Compare the tasks, and update their scores.
 
-        :return: number of steps of each task in the rollout, the statistics with this rollout, and the target share of each
-            task in the steps; NaN where rewards or values are NaN
+        :param outcome: of the rollout
+        :return: target share of each task in the steps, shape ``(n_tasks,)``
         """
-        buffer, tasks, rewards = self.locals["rollout_buffer"], np.asarray(self._tasks), np.asarray(self._rewards)
-
-        def sum_by_task(values: np.ndarray) -> np.ndarray:
-            return np.bincount(tasks.ravel(), values.ravel(), minlength=len(self._base))
-
-        # rewards of 0 are left out, because with them the scale would depend on how often the task is solved
-        squared_rewards = self._statistics.squared_rewards + sum_by_task(np.square(rewards))
-        n_rewards = self._statistics.n_rewards + sum_by_task(rewards != 0)
-        reward_scale = np.sqrt(squared_rewards / np.maximum(n_rewards, 1))
-        # the score of a task without rewards is 0
-        inverse_scale = np.divide(1, reward_scale, out=np.zeros_like(reward_scale), where=reward_scale > 0)[tasks]
-        returns, advantages = buffer.returns * inverse_scale, buffer.advantages * inverse_scale
-        counts = sum_by_task(np.ones_like(rewards))
+        found = self._score.compare(outcome, np.arange(len(self._base)), self._statistics.history)
         # a task without a step in this rollout keeps its last score
-        scores = np.where(counts > 0, sum_by_task(returns) / np.maximum(counts, 1), self._statistics.scores)
-        compared = ~((counts == 0) & np.isnan(scores)) & (self._base > 0)
-        shares, total = self._base.copy(), self._base[compared].sum()
-        base, std = th.as_tensor(self._base[compared] / total), float(advantages.std())
-        shares[compared] = effort_shares(th.as_tensor(scores[compared]), returns.std(), base, std, self.group_coef) * total
-        statistics = self._statistics._replace(squared_rewards=squared_rewards, n_rewards=n_rewards, scores=scores)
-        return counts, statistics, shares
+        self._statistics.scores[found.groups] = found.scores
+        scores = self._statistics.scores
+        (compared,) = ((self._base > 0) & ~np.isnan(scores)).nonzero()
+        # the share that a task is to have, not the one that it had, is what its weight multiplies
+        base, normal = self._base[compared], np.full(len(compared), found.advantage_scale.max())
+        comparison = GroupScores(compared, base, scores[compared], found.scale, normal, found.eta_squared)
+        weights, _ = self._balancer(comparison, 1.0)
+        shares = self._base.copy()
+        shares[compared] = base.sum() * base * weights / (base * weights).sum()
+        return shares

@@ -28,7 +28,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from tiny_envs import CountingEnv
 
 from sb3_grpo import GRPO, TaskSamplingCallback
-from sb3_grpo.losses import effort_shares
+from sb3_grpo.balancing import RelativePenalty
+from sb3_grpo.scores import GroupScores
 
 DOUBLE = th.float64
 property_test = settings(deadline=None, max_examples=100, derandomize=True, database=None)
@@ -36,6 +37,13 @@ property_test = settings(deadline=None, max_examples=100, derandomize=True, data
 
 def tensor(*values: float) -> th.Tensor:
     return th.tensor(values, dtype=DOUBLE)
+
+
+def effort_shares(scores: th.Tensor, scale: float, shares: th.Tensor, advantage_scale: float, coef: float) -> th.Tensor:
+    """Multiply shares by the weights of the penalty."""
+    groups, unit = np.arange(len(scores)), np.ones(len(scores))
+    comparison = GroupScores(groups, shares.numpy(), scores.numpy(), scale, advantage_scale * unit, 0.0)
+    return shares * th.as_tensor(RelativePenalty(lambda progress: coef)(comparison, 1.0).weights)
 
 
 class TestEffortSharesByHand:

@@ -1,0 +1,104 @@
+"""Recording: what a rollout brought that SB3's buffer does not keep."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_grpo.buffers import GroupBufferMixin
+
+
+class EndedEpisodes(NamedTuple):
+    """The episodes that ended in a rollout, in the order in which they ended; arrays of shape ``(E,)``."""
+
+    steps: np.ndarray  # of the last step, an index of the rollout's ``B`` steps, environment by environment
+    returns: np.ndarray  # as ``Monitor`` reports them, else sums of the rewards that the algorithm got
+    lengths: np.ndarray  # steps
+
+
+class Outcome(NamedTuple):
+    """What the ``B`` steps of a rollout brought, environment by environment; arrays of shape ``(B,)``."""
+
+    cells: np.ndarray
+    returns: np.ndarray  # returns-to-go, as SB3 estimates them for the value function
+    rewards: np.ndarray  # where a time limit ended an episode, with the value that SB3 adds
+    paid: np.ndarray  # rewards as the environments gave them
+    advantages: np.ndarray  # not normalised
+    episodes: EndedEpisodes
+
+
+class RolloutRecorder(BaseCallback):
+    """
+    Record the rewards of a rollout as the environments gave them, and the episodes that ended in it.
+
+    The rollout buffer does not have these rewards: where a time limit ends an episode SB3 adds the discounted value of the
+    last observation. Episodes whose beginning was not seen are left out.
+    """
+
+    def __init__(self, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self._rewards: list[np.ndarray] = []
+        self._ended: list[tuple[int, int, float, int]] = []  # step of the rollout, environment, return, length
+        self._returns = np.empty(0)  # of the running episode of each environment; NaN if its beginning was not seen
+        self._lengths = np.empty(0, dtype=int)
+        self._last_model: Any = None  # model to which the running episodes belong
+
+    def _on_training_start(self) -> None:
+        n_envs = self.training_env.num_envs
+        if self._last_model is not self.model or len(self._returns) != n_envs:
+            self._returns, self._lengths = np.full(n_envs, np.nan), np.zeros(n_envs, dtype=int)
+        self._last_model = self.model
+        # environments that SB3 has just reset
+        fresh = self.model._last_episode_starts
+        self._returns[fresh], self._lengths[fresh] = 0.0, 0
+
+    def _on_rollout_start(self) -> None:
+        self._rewards, self._ended = [], []
+
+    def _on_step(self) -> bool:
+        # a copy, because SB3 changes the array
+        rewards = np.array(self.locals["rewards"])
+        self._rewards.append(rewards)
+        self._returns += rewards
+        self._lengths += 1
+        for index in self.locals["dones"].nonzero()[0].tolist():
+            # VecNormalize changes rewards, but not what Monitor reports
+            monitored = self.locals["infos"][index].get("episode", {})
+            if np.isfinite(self._returns[index]):
+                episode_return = float(monitored.get("r", self._returns[index]))
+                self._ended.append((len(self._rewards) - 1, index, episode_return, int(self._lengths[index])))
+            self._returns[index], self._lengths[index] = 0.0, 0
+        return True
+
+    def outcome(self, buffer: GroupBufferMixin, cells: np.ndarray, advantages: np.ndarray) -> Outcome:
+        """
+        Put together what the steps of the last rollout brought.
+
+        :param buffer: the complete rollout
+        :param cells: cell of each step, shape ``(B,)``, in the order of ``buffer.samples()``
+        :param advantages: not normalised, shape ``(B,)``
+        """
+        stored, recorded = buffer.flat_rewards(), self.rewards(buffer.buffer_size)
+        paid = stored if recorded is None else recorded.ravel()
+        returns = buffer.samples().returns.cpu().numpy()
+        return Outcome(cells, returns, stored, paid, advantages, self.episodes(buffer.buffer_size))
+
+    def rewards(self, n_steps: int) -> np.ndarray | None:
+        """
+        Return the rewards of the last rollout.
+
+        :param n_steps: steps of the rollout in each of the ``n_envs`` environments
+        :return: shape ``(n_envs, n_steps)``; ``None`` if this callback has not seen the whole rollout
+        """
+        return np.stack(self._rewards, axis=1) if len(self._rewards) == n_steps else None
+
+    def episodes(self, n_steps: int) -> EndedEpisodes:
+        """
+        Return the episodes that ended in the last rollout.
+
+        :param n_steps: steps of the rollout in each of the ``n_envs`` environments
+        :return: none if this callback has not seen the whole rollout
+        """
+        ended = self._ended if len(self._rewards) == n_steps else []
+        steps = np.array([index * n_steps + step for step, index, _, _ in ended], dtype=int)
+        return EndedEpisodes(steps, np.array([row[2] for row in ended]), np.array([row[3] for row in ended], dtype=int))
