@@ -71,8 +71,9 @@ class ImprovementOdds(MovingOdds):
 
     def behind(self, scores: GroupScores) -> np.ndarray:
         """Compute how far each group is behind, see :class:`MovingOdds`."""
-        before = [self.last_scores.get(group, score) for group, score in zip(scores.groups.tolist(), scores.scores, strict=True)]
-        return -scores.scores - (scores.scores - np.array(before))
+        now = scores.scores
+        before = np.array([self.last_scores.get(group, now[place]) for place, group in enumerate(scores.groups.tolist())])
+        return -now - (now - before)
 
 
 RULES: dict[str, type[Balancer]] = {"softmax": Softmax, "gap_odds": GapOdds, "improvement_odds": ImprovementOdds}
