@@ -180,7 +180,7 @@ class GRPO(ModelFiles):
         router_kwargs: dict[str, Any] | None = None,
         advantage_estimator: str = "gae",
         balancer: str = "relative_penalty",
-        group_coef: float | Schedule | str = 0.005,
+        group_coef: float | Schedule | str = 0.05,
         group_score: str = "return",
         group_targets: Sequence[float] | None = None,
         group_scale: Literal["std", "range"] = "std",
