@@ -113,8 +113,7 @@ class TaskEvaluation:
 
     def __init__(self, tasks: Sequence[Task], episodes: int, seed: int):
         self.shape = (len(tasks), episodes)
-        play = np.repeat(np.arange(len(tasks)), episodes).tolist()
-        self.env = CartPoleVecEnv(with_scales(tasks, np.ones(len(tasks))), play, seed)
+        self.env = CartPoleVecEnv(tasks, np.repeat(np.arange(len(tasks)), episodes).tolist(), seed)
 
     def __call__(self, model: BaseAlgorithm) -> list[float]:
         """
@@ -123,13 +122,14 @@ class TaskEvaluation:
         :param model: the agent
         :return: mean return of each task
         """
-        obs = self.env.reset()
+        obs = np.asarray(self.env.reset())
         returns, running = np.zeros(self.env.num_envs), np.ones(self.env.num_envs, bool)
         while running.any():
-            actions, _ = model.predict(obs, deterministic=True)  # type: ignore[arg-type]  # SB3's VecEnvObs has tuples too
-            obs, rewards, dones, _ = self.env.step(actions)
-            returns += rewards * running
-            running &= ~dones
+            actions, _ = model.predict(obs, deterministic=True)
+            # the physics only: environments whose episode has ended need not be reset
+            obs[:, :4], _, terminated, truncated, _ = self.env.physics.step(actions)
+            returns += running
+            running &= ~(terminated | truncated)
         return returns.reshape(self.shape).mean(axis=1).round(1).tolist()
 
 

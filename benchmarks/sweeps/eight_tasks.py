@@ -90,9 +90,7 @@ SETTINGS: dict[str, Setting] = {
     "fixed_large": Setting(EIGHT_TASKS, ONE_EACH, {**SMALL, "policy_kwargs": dict(net_arch=[64, 64])}),
     "drawn": Setting(EIGHT_TASKS, DRAWN, SMALL),
     "scales": Setting(EIGHT_TASKS, ONE_EACH, SMALL, lambda seed: draw_scales(len(EIGHT_TASKS), seed)),
-    "wide4": Setting(
-        FOUR_TASKS, DRAWN, FOUR_TASK_SETTINGS["wide"]["kwargs"], lambda _: FOUR_TASK_SETTINGS["wide"]["scales"]
-    ),
+    "wide4": Setting(FOUR_TASKS, DRAWN, FOUR_TASK_SETTINGS["wide"]["kwargs"], lambda _: FOUR_TASK_SETTINGS["wide"]["scales"]),
 }
 COMPARED = ("PPO", *LAMBDA_METHODS)
 COMPARED_DRAWN = (
