@@ -8,7 +8,7 @@ row yet, prints the tables and draws the pictures.
 - fixed: eight environments with one task each, so that all tasks have the same number of steps; trunk 16-16
 - fixed_large: the same with trunk 64-64
 - drawn: environments that draw their tasks at reset, so that tasks can be sampled as well as weighed
-- scales: "fixed" with rewards multiplied by factors from 0.01 to 100, drawn for each seed; the table has "fixed" beside it
+- scales: "fixed" with rewards multiplied by factors from 0.01 to 100, drawn for each seed; compared with "fixed"
 - wide4: the four tasks of ``balancing_rules.py``'s part "wide", with rewards multiplied by 1, 30, 0.1 and 1
 - tuning, tuning_drawn: "fixed" and "drawn" with seeds of their own, which serve choosing
 
@@ -36,14 +36,14 @@ from benchmarks.lib.eight_tasks import (
     with_scales,
 )
 from benchmarks.lib.hyperparams import FIXED_GROUPS
-from benchmarks.lib.measures import ratio_of_iqms, with_interval
+from benchmarks.lib.measures import describe, ratio_of_iqms, with_interval
 from benchmarks.lib.plots import draw_band, plot_curves, save
-from benchmarks.lib.rows import Row, Run, by_method, curves
+from benchmarks.lib.rows import Row, Run, by_method, curves, rows_by_seed
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
 from benchmarks.lib.tasks import END_AND_TRAINING, end_and_training
 from benchmarks.lib.tasks import SETTINGS as FOUR_TASK_SETTINGS
 from benchmarks.lib.training import equal_parts, train_and_evaluate
-from benchmarks.sweeps.balance_tables import largest_drop
+from benchmarks.sweeps.balance_tables import SOLVED, largest_drop
 from sb3_grpo import GRPO, TaskSamplingCallback
 from sb3_grpo.envs.cartpole import FOUR_TASKS
 from sb3_grpo.envs.tasks import Task
@@ -177,12 +177,33 @@ def tasks_table(rows: list[Row], title: str = "") -> Table:
     :param rows: rows of one setting
     :param title: title of the table
     """
-    columns = ("largest drop", "ratio to lambda 0", "lambda in effect", "weights", "cap")
+    columns = (f"all above {SOLVED}", "largest drop", "ratio to lambda 0", "lambda in effect", "weights", "cap")
     table = Table("method", "seeds", *END_AND_TRAINING, *columns, title=title)
     found = by_method(rows, METHODS)
     for method, own in found.items():
+        solved = f"{(curves(own, np.min)[:, -1] > SOLVED).sum()} of {len(own)}"
         ratio = ratio_of_worst(own, found.get(BASE, []))
-        table.add_row(method, str(len(own)), *end_and_training(own), f"{largest_drop(own):.0f}", ratio, *balance_cells(own))
+        cells = (solved, f"{largest_drop(own):.0f}", ratio, *balance_cells(own))
+        table.add_row(method, str(len(own)), *end_and_training(own), *cells)
+    return table
+
+
+def scales_table(rows: list[Row], equal: list[Row], title: str = "") -> Table:
+    """
+    Return the table of rewards on different scales beside equal ones: worst task after training, by method.
+
+    :param rows: rows of part "scales"
+    :param equal: rows of part "fixed"
+    :param title: title of the table
+    """
+    table = Table("method", "seeds", "worst task, equal scales", "worst task", "ratio", f"all above {SOLVED}", title=title)
+    without = by_method(equal, METHODS)
+    for method, own in by_method(rows, METHODS).items():
+        worst = curves(own, np.min)[:, -1]
+        base = without.get(method, [])
+        base_cell = describe(curves(base, np.min)[:, -1]) if base else ""
+        solved = f"{(worst > SOLVED).sum()} of {len(own)}"
+        table.add_row(method, str(len(own)), base_cell, describe(worst), ratio_of_worst(own, base), solved)
     return table
 
 
@@ -245,6 +266,8 @@ def main() -> None:
         runs = make_runs(part, arguments.seeds or PARTS[part][2])
         rows = run_part(run, runs, f"eight_tasks_{part}", arguments, total_timesteps=2048, n_evaluations=2)
         Console(width=200).print(tasks_table(rows, part))
+        if part == "scales":
+            Console(width=200).print(scales_table(rows, rows_by_seed(folder, "eight_tasks_fixed"), "scales and equal scales"))
         plot_curves(rows, METHODS, f"{part}: return of 500", (-20, 520), folder / f"eight_tasks_{part}.png")
         found[part] = rows
     lambdas = {label: found[part] for part, label in LAMBDA_PARTS.items() if part in found}

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 from rich.table import Table
 
-from benchmarks.sweeps.eight_tasks import LAMBDAS, METHODS, PARTS, SETTINGS, make_runs, plot_lambda, run, tasks_table
+from benchmarks.sweeps.eight_tasks import (
+    LAMBDAS,
+    METHODS,
+    PARTS,
+    SETTINGS,
+    make_runs,
+    plot_lambda,
+    run,
+    scales_table,
+    tasks_table,
+)
 from sb3_grpo.envs.cartpole import FOUR_TASKS
 
 
@@ -36,6 +46,7 @@ def test_table_says_what_the_balance_did() -> None:
     assert [cell.split()[0] for cell in cells["mean of the tasks, end"]] == ["254", "225", "325"]
     assert [cell.split()[0] for cell in cells["worst task, over training"]] == ["9", "100", "250"]
     assert cells["largest drop"] == ["0", "250", "-100"]
+    assert cells["all above 400"] == ["0 of 1", "0 of 2", "0 of 2"]
     # of seeds 0, 0 and 1, and 1: 9/50; the same; 300/150
     assert [cell.split()[0] for cell in cells["ratio to lambda 0"]] == ["0.18", "1.00", "2.00"]
     assert cells["lambda in effect"] == ["", "0", "0.03"]
@@ -46,6 +57,21 @@ def test_table_says_what_the_balance_did() -> None:
 def test_table_without_lambda_0_has_no_ratio() -> None:
     assert cells_of(tasks_table(ROWS[2:]))["ratio to lambda 0"] == ["", ""]
     assert cells_of(tasks_table([]))["method"] == []
+
+
+def test_scales_are_compared_with_equal_ones() -> None:
+    scaled = [
+        make_row("lambda 0", 1, [[0, 0], [450, 401]]),
+        make_row("lambda 0", 2, [[0, 0], [450, 400]]),
+        make_row("PPO", 5, [[0, 0], [30, 40]]),
+    ]
+    cells = cells_of(scales_table(scaled, ROWS))
+    assert cells["method"] == ["PPO", "lambda 0"]
+    assert cells["all above 400"] == ["0 of 1", "1 of 2"]
+    assert [cell.split()[0] for cell in cells["worst task, equal scales"]] == ["9", "100"]
+    assert [cell.split()[0] for cell in cells["worst task"]] == ["30", "400"]
+    # seed 1 alone is in both: 401/150
+    assert cells["ratio"] == ["", "2.67"]
 
 
 def test_picture_is_drawn(tmp_path: Path) -> None:
