@@ -162,7 +162,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **{f"rules {s}": of_rows(f"balancing_rules_{s}", balancing_rules.rules_table) for s in ("drawn", "scaled", "wide")},
     **{f"eight tasks {part}": of_rows(f"eight_tasks_{part}", eight_tasks.tasks_table) for part in eight_tasks.PARTS},
     "eight tasks beside equal scales": lambda folder: eight_tasks.scales_table(
-        *(rows_by_seed(folder, f"eight_tasks_{part}") for part in ("scales", "fixed"))
+        rows_by_seed(folder, "eight_tasks_scales"), rows_by_seed(folder, "eight_tasks_fixed")
     ),
     "hidden types": of_rows("regrouping_recovery", regrouping.tasks_table),
     "equal tasks": of_rows("regrouping_null", regrouping.null_table),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -35,15 +36,15 @@ def with_scales(tasks: Sequence[Task], scales: Sequence[float]) -> list[Task]:
     return [{**task, "reward_scale": float(scale)} for task, scale in zip(tasks, scales, strict=True)]
 
 
-def draw_scales(n_tasks: int, seed: int) -> np.ndarray:
+def draw_scales(n_tasks: int, seed: int) -> list[float]:
     """
     Return reward scales between 0.01 and 100, whose logarithms are uniformly distributed.
 
     :param n_tasks: number of tasks
     :param seed: same seed, same scales
-    :return: shape ``(n_tasks,)``
+    :return: one for each task
     """
-    return 10 ** np.random.default_rng(seed).uniform(-2, 2, n_tasks)
+    return (10 ** np.random.default_rng(seed).uniform(-2, 2, n_tasks)).round(6).tolist()
 
 
 class CartPoleVecEnv(LeanVecEnv):
@@ -61,11 +62,11 @@ class CartPoleVecEnv(LeanVecEnv):
     envs: list[TaskCartPole]  # type: ignore[assignment]  # DummyVecEnv says gym.Env
 
     def __init__(self, tasks: Sequence[Task], play: Sequence[int | Literal["random"]], seed: int):
-        super().__init__([lambda task=task: TaskCartPole(tasks, task=task) for task in play])
-        self.physics = CartPoleVectorEnv(self.num_envs, MAX_EPISODE_STEPS)
-        self.physics.state = np.zeros((4, self.num_envs))
-        for name in PHYSICS:
-            setattr(self.physics, name, np.zeros(self.num_envs))
+        super().__init__([partial(TaskCartPole, tasks, task=task) for task in play])
+        self.physics: Any = CartPoleVectorEnv(self.num_envs, MAX_EPISODE_STEPS)
+        # arrays where Gymnasium has numbers
+        for name, shape in {"state": (4, self.num_envs), **dict.fromkeys(PHYSICS, (self.num_envs,))}.items():
+            setattr(self.physics, name, np.zeros(shape))
         self.reward_scales = np.ones(self.num_envs, np.float32)
         self.task_columns = np.zeros((self.num_envs, len(tasks)), np.float32)
         self.seed(seed)
@@ -81,7 +82,7 @@ class CartPoleVecEnv(LeanVecEnv):
         obs = np.concatenate([states, self.task_columns], axis=1)
         rewards, dones = self.reward_scales.copy(), terminated | truncated
         infos: list[dict[str, Any]] = [{"task": env.task, "TimeLimit.truncated": False} for env in self.envs]
-        for index in dones.nonzero()[0]:
+        for index in dones.nonzero()[0].tolist():
             infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
             infos[index]["terminal_observation"] = obs[index].copy()
             obs[index], self.reset_infos[index] = self.envs[index].reset()
@@ -91,7 +92,6 @@ class CartPoleVecEnv(LeanVecEnv):
     def _begin_episode(self, index: int) -> None:
         """Take over state and task of an environment that has just been reset."""
         env, physics = self.envs[index], self.physics
-        assert physics.state is not None
         physics.state[:, index] = env.cartpole.state
         physics.steps[index] = 0
         # otherwise Gymnasium would reset it in its next step

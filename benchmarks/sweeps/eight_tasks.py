@@ -38,7 +38,7 @@ from benchmarks.lib.eight_tasks import (
 from benchmarks.lib.hyperparams import FIXED_GROUPS
 from benchmarks.lib.measures import describe, ratio_of_iqms, with_interval
 from benchmarks.lib.plots import draw_band, plot_curves, save
-from benchmarks.lib.rows import Row, Run, by_method, curves, rows_by_seed
+from benchmarks.lib.rows import REDUCTIONS, Row, Run, by_method, curves, rows_by_seed
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
 from benchmarks.lib.tasks import END_AND_TRAINING, end_and_training
 from benchmarks.lib.tasks import SETTINGS as FOUR_TASK_SETTINGS
@@ -53,6 +53,9 @@ EVAL_EPISODES = 20  # of each task
 LAMBDAS = (0.0, 0.005, 0.02, 0.05, 0.2, 0.5)
 
 
+Play = Sequence[int | Literal["random"]]
+
+
 class Method(NamedTuple):
     """What is compared: an algorithm, its arguments, and what makes the callbacks of its training."""
 
@@ -65,9 +68,9 @@ class Setting(NamedTuple):
     """Tasks, which of them each environment plays, factors of their rewards by seed, and hyper-parameters."""
 
     tasks: Sequence[Task]
-    play: Sequence[int | Literal["random"]]
+    play: Play
     kwargs: Mapping[str, Any]
-    scales: Callable[[int], Sequence[float] | np.ndarray] | None = None
+    scales: Callable[[int], Sequence[float]] | None = None
 
 
 LAMBDA_METHODS = {f"lambda {coef:g}": Method(GRPO, dict(group_coef=coef)) for coef in LAMBDAS}
@@ -84,7 +87,8 @@ BASE = "lambda 0"  # method with which the others are compared
 SMALL: dict[str, Any] = dict(
     n_steps=128, batch_size=128, learning_rate=1e-3, gamma=0.98, policy_kwargs=dict(net_arch=[16, 16])
 )
-ONE_EACH, DRAWN = tuple(range(len(EIGHT_TASKS))), ("random",) * 8
+ONE_EACH: Play = range(len(EIGHT_TASKS))
+DRAWN: Play = ["random"] * 8
 SETTINGS: dict[str, Setting] = {
     "fixed": Setting(EIGHT_TASKS, ONE_EACH, SMALL),
     "fixed_large": Setting(EIGHT_TASKS, ONE_EACH, {**SMALL, "policy_kwargs": dict(net_arch=[64, 64])}),
@@ -144,13 +148,13 @@ def run(setting: str, method: str, seed: int, total_timesteps: int, n_evaluation
         ``scales``, the factor of each task's rewards, where they are not 1
     """
     given, compared = SETTINGS[setting], METHODS[method]
-    scales = np.ones(len(given.tasks)) if given.scales is None else np.asarray(given.scales(seed))
+    scales = [1.0] * len(given.tasks) if given.scales is None else given.scales(seed)
     model = make_model(given, with_scales(given.tasks, scales), compared, seed)
     evaluate, record = TaskEvaluation(given.tasks, EVAL_EPISODES, seed + 10_000), BalanceRecord()
     callbacks = [record, *(make() for make in compared.callbacks)]
     parts = equal_parts(total_timesteps, n_evaluations)
     result = train_and_evaluate(model, parts, lambda _: evaluate(model), callbacks)
-    drawn = {} if given.scales is None else dict(scales=scales.round(4).tolist())
+    drawn = {} if given.scales is None else dict(scales=list(scales))
     return {**result, **record.summary(), **drawn}
 
 
@@ -245,7 +249,7 @@ def plot_lambda(rows: Mapping[str, list[Row]], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for label, own in rows.items():
         found = by_method(own, LAMBDA_METHODS)
-        for axis, reduce in zip(axes, (np.min, np.mean), strict=False):
+        for axis, reduce in zip(axes, REDUCTIONS.values(), strict=False):  # the last axis is drawn below
             draw_band(axis, list(found), [curves(each, reduce)[:, -1] for each in found.values()], label, marker="o", ms=3)
         capped = [np.mean([row["result"]["capped"] for row in each]) for each in found.values()]
         axes[2].plot(list(found), capped, marker="o", ms=3)

@@ -1,5 +1,6 @@
 """Test the tasks, their environment beside ``TaskCartPole`` step by step, their evaluation, and the record of weights."""
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +25,7 @@ INVERTED = np.array([bool(task["invert"]) for task in EIGHT_TASKS])
 
 
 def registered_envs(tasks: Any, play: Any, seed: int) -> DummyVecEnv:
-    env = DummyVecEnv([lambda task=task: gym.make("sb3_grpo/TaskCartPole-v0", tasks=tasks, task=task) for task in play])
+    env = DummyVecEnv([partial(gym.make, "sb3_grpo/TaskCartPole-v0", tasks=tasks, task=task) for task in play])
     env.seed(seed)
     return env
 
@@ -70,6 +71,7 @@ def test_steps_are_those_of_the_registered_environment(play: Any) -> None:
         # environments 0 to 3 balance the pole up to the time limit, the others act at random
         actions = np.where(np.arange(8) < 4, balance_pole(obs), rng.integers(2, size=8))
         obs, rewards, dones, infos = mine.step(actions)
+        other: Any
         other, their_rewards, their_dones, their_infos = theirs.step(actions)
         np.testing.assert_allclose(obs, other, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(rewards, their_rewards)

@@ -97,12 +97,12 @@ def test_lambda_goes_from_nothing_to_more_than_the_cap() -> None:
     assert coefs == [0, 0.005, 0.02, 0.05, 0.2, 0.5]
 
 
-def short_run(setting: str, method: str, seed: int = 0) -> dict[str, Any]:
-    return run(setting, method, seed, total_timesteps=2048, n_evaluations=2)
+def short_run(setting: str, method: str, seed: int = 0, rollouts: int = 1, n_evaluations: int = 1) -> dict[str, Any]:
+    return run(setting, method, seed, 1024 * rollouts, n_evaluations)
 
 
 def test_run_with_scales() -> None:
-    result = short_run("scales", "lambda 0.5")
+    result = short_run("scales", "lambda 0.5", rollouts=2, n_evaluations=2)
     assert result["steps"] == [1024, 2048]
     assert all(len(returns) == 8 and 8 <= min(returns) <= max(returns) <= 500 for returns in result["returns"])
     assert len(set(result["scales"])) == len(result["weights"]) == 8
@@ -121,12 +121,13 @@ def test_runs_repeat_themselves() -> None:
 def test_run_with_four_tasks() -> None:
     result = short_run("wide4", "lambda 0")
     assert result["scales"] == [1, 30, 0.1, 1]
-    assert [len(returns) for returns in result["returns"]] == [len(FOUR_TASKS)] * 2
+    assert [len(returns) for returns in result["returns"]] == [len(FOUR_TASKS)]
     assert result["weights"] == [1] * 4
     assert result["capped"] == 0
 
 
 def test_run_that_samples_tasks() -> None:
-    sampled, plain = (short_run("drawn", method) for method in ("PPO, task sampling", "PPO"))
+    # the first rollout is the same, because the probabilities follow from it
+    sampled, plain = (short_run("drawn", method, rollouts=2) for method in ("PPO, task sampling", "PPO"))
     assert "weights" not in sampled
     assert sampled["returns"] != plain["returns"]
