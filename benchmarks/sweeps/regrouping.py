@@ -84,7 +84,7 @@ def run_plain(env_id: str, algorithm: str, seed: int, total_timesteps: int | Non
     :return: ``final``, mean return after training, ``area``, mean return during training, and ``curve``; of GRPO ``events``
     """
     given = PLAIN[env_id]
-    curve = Curve(["groups/n_active"])
+    curve = Curve(["groups/n_active", "groups/kl_within"])
     maker = PPO if algorithm in ("PPO", "random") else GRPO
     groups: dict[str, Any] = {"n_groups": 2} if algorithm == TWO_GROUPS else {}
     model: PPO = maker("MlpPolicy", make_plain_env(env_id, seed), seed=seed, device="cpu", **given["kwargs"], **groups)
