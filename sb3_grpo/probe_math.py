@@ -26,7 +26,7 @@ RIDGE = 0.1
 # Regularises the second moment of grad: added to all eigenvalues, which are near 0 for a nearly deterministic policy
 GRAD_FLOOR = 0.05
 # Maximum mean KL divergence of probes from the head, nats. Probes that would be further away get a larger coefficient
-MAX_PROBE_KL = 0.7
+MAX_PROBE_KL = 1.0
 # Maximum number of head outputs that are computed at once
 MAX_OUTPUTS = 2**20
 # Maximum number of pairs of groups for which the KL within their union is measured, and of pairs in one chunk
