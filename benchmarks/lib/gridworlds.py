@@ -1,8 +1,9 @@
 """
 Four gridworlds of unequal difficulty, after a published comparison of task sampling (https://arxiv.org/abs/2605.14350).
 
-Each is a grid of 5 x 5 cells. The agent starts in the upper left corner and has to reach the upper right one. The middle column
-has a wall of 1, 2, 3 or 4 cells from the top, so that the shortest ways have 6, 8, 10 and 12 steps of the 15 of an episode.
+Each is a grid of 5 x 5 cells. The agent starts in the upper left corner and has to reach the upper right one. The middle
+column has a wall of 1, 2, 3 or 4 cells from the top, so that the shortest ways have 6, 8, 10 and 12 of the 15 steps of an
+episode.
 """
 
 from typing import Any, ClassVar
@@ -38,6 +39,9 @@ def next_cells(wall: int) -> np.ndarray:
     return np.where(blocked, cells[:, np.newaxis], rows * SIZE + columns)
 
 
+NEXT_CELLS = {wall: next_cells(wall) for wall in WALLS}
+
+
 class GridWorld(gym.Env[np.ndarray, int]):
     """
     A grid with a wall, in which the observation is the agent's cell, one-hot.
@@ -59,7 +63,7 @@ class GridWorld(gym.Env[np.ndarray, int]):
 
         :param wall: number of cells of the wall, from the top of the middle column
         """
-        self._next_cells = next_cells(wall).tolist()
+        self._next_cells = NEXT_CELLS[wall]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """
@@ -78,7 +82,7 @@ class GridWorld(gym.Env[np.ndarray, int]):
 
         :param action: index in ``MOVES``
         """
-        self._cell = self._next_cells[self._cell][action]
+        self._cell = int(self._next_cells[self._cell, action])
         self._n_steps += 1
         success = self._cell == GOAL
         reward = GOAL_REWARD if success else STEP_REWARD
@@ -117,7 +121,7 @@ def success_probabilities(model: OnPolicyAlgorithm) -> np.ndarray:
     with th.no_grad():
         _, log_likelihoods, _ = model.policy.evaluate_actions(th.as_tensor(obs), th.as_tensor(actions))
     probabilities = log_likelihoods.exp().double().numpy().reshape(shape)
-    return np.array([_success_probability(next_cells(wall), each) for wall, each in zip(WALLS, probabilities, strict=True)])
+    return np.array(list(map(_success_probability, NEXT_CELLS.values(), probabilities)))
 
 
 def _success_probability(following: np.ndarray, probabilities: np.ndarray) -> float:
