@@ -2,7 +2,7 @@
 Compare balance by weights and by data on four gridworlds of unequal difficulty (https://arxiv.org/abs/2605.14350).
 
 The published protocol: a linear policy on the agent's cell and the task, both one-hot; 128 steps per update, one minibatch,
-one epoch, no clipping, learning rate 0.01, entropy coefficient 0.01. The 128 steps are of 16 environments, where the paper has
+one epoch, no clipping, learning rate 0.01, entropy coefficient 0.01. The 128 steps are of 8 environments, where the paper has
 one. What is measured is the probability that an episode with drawn actions reaches the goal, which is computed.
 
 Part "linear": the policy has no hidden layer.
@@ -41,7 +41,7 @@ from benchmarks.lib.training import equal_parts, train_and_evaluate
 from sb3_grpo import GRPO, LeanVecEnv, TaskSamplingCallback
 
 SEEDS = range(20)
-N_ENVS = 16
+N_ENVS = 8
 STEPS_PER_ROLLOUT = 128
 # 100 evaluations after 39 rollouts each
 N_EVALUATIONS = 100
