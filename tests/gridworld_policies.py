@@ -31,8 +31,10 @@ def set_way(model: PPO, wall: int, certainty: float, head: int = 0) -> None:
     :param certainty: logit of the right action; that of the others is 0
     :param head: which of the heads that stand side by side; PPO's policy has one
     """
+    layer = model.policy.action_net
+    assert isinstance(layer, th.nn.Linear)
     with th.no_grad():
-        weight = model.policy.action_net.weight.view(-1, 4, model.policy.action_net.in_features)[head].zero_()
+        weight = layer.weight.unflatten(0, (-1, 4))[head].zero_()
         for cell in range(25):
             row, column = divmod(cell, 5)
             weight[UP if column == 4 else RIGHT if row == wall else DOWN, cell] = certainty

@@ -42,7 +42,7 @@ def next_cells(wall: int) -> np.ndarray:
 NEXT_CELLS = {wall: next_cells(wall) for wall in WALLS}
 
 
-class GridWorld(gym.Env[np.ndarray, int]):
+class GridWorld(gym.Env[np.ndarray, np.int64]):
     """
     A grid with a wall, in which the observation is the agent's cell, one-hot.
 
@@ -76,7 +76,7 @@ class GridWorld(gym.Env[np.ndarray, int]):
         self._cell, self._n_steps = START, 0
         return self._rows[START], {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
         Move the agent.
 

@@ -64,22 +64,22 @@ class TestTaskGridWorld:
     def test_shortest_way(self, task, steps):
         env = TaskGridWorld(task=task)
         env.reset(seed=0)
-        queue, seen = deque([((), 0)]), {0}
-        while queue:
-            way, _ = queue.popleft()
+        ways: deque[tuple[int, ...]] = deque([()])
+        seen = {0}
+        found = None
+        while found is None:
+            way = ways.popleft()
             for action in range(4):
                 env.reset()
                 for before in way:
                     env.step(before)
                 obs, _, _, _, info = env.step(action)
-                cell = int(obs[:25].argmax())
                 if info["is_success"]:
-                    assert len(way) + 1 == steps
-                    return
-                if cell not in seen:
-                    seen.add(cell)
-                    queue.append(((*way, action), cell))
-        pytest.fail("no way to the goal")
+                    found = len(way) + 1
+                elif obs[:25].argmax() not in seen:
+                    seen.add(obs[:25].argmax())
+                    ways.append((*way, action))
+        assert found == steps
 
 
 def played_success(model: Any, task: int, n_episodes: int) -> float:

@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks.sweeps import gridworlds
 
-
 METHODS = [(part, method) for part, methods in gridworlds.PARTS.items() for method in methods]
 # of four evaluations, per task
 SUCCESS: Any = [[1, 1, 1, 0], [1, 1, 0.5, 0.3], [1, 0.96, 0.95, 0.95], [1, 1, 1, 0.8]]
