@@ -10,7 +10,8 @@ Part "linear": the policy has no hidden layer.
 - PPO: tasks are drawn with equal probabilities
 - PPO, gap sampling: with the published rule
 - PPO, task sampling: with this package's ``TaskSamplingCallback``
-- lambda 0, GRPO, GRPO and task sampling: a head per task. It shares nothing with the others
+- heads: GRPO with a head per task, which shares nothing with the others
+- splitting: GRPO that begins with one group, and may split it until each task has a head. Until the first split it is PPO
 
 Part "trunk": a head per task, and a hidden layer that tasks share, of 4, 8 and 16 units. The effort is moved as weights of the
 loss (*loss*), as data by ``TaskSamplingCallback`` (*data*), or as both.
@@ -32,6 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.lib.gap_sampling import GapSamplingCallback
 from benchmarks.lib.gridworlds import N_CELLS, N_TASKS, TaskGridWorld, success_probabilities
+from benchmarks.lib.groups import events_of
 from benchmarks.lib.hyperparams import FIXED_GROUPS
 from benchmarks.lib.measures import describe, describe_steps
 from benchmarks.lib.plots import plot_curves
@@ -58,16 +60,22 @@ class Method(NamedTuple):
     callbacks: Sequence[Callable[[], BaseCallback]] = ()
 
 
-HEADS: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=(N_CELLS, N_CELLS + N_TASKS)), **FIXED_GROUPS)
+ROUTER: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=(N_CELLS, N_CELLS + N_TASKS)))
+HEADS = {**ROUTER, **FIXED_GROUPS}
 NO_BALANCE = {**HEADS, "group_coef": 0.0}
+SPLITTING = {**ROUTER, "n_groups": 1, "max_groups": N_TASKS}
 PARTS: dict[str, dict[str, Method]] = {
     "linear": {
         "PPO": Method(PPO),
         "PPO, gap sampling": Method(PPO, {}, [GapSamplingCallback]),
         "PPO, task sampling": Method(PPO, {}, [TaskSamplingCallback]),
-        "lambda 0": Method(GRPO, NO_BALANCE),
-        "GRPO": Method(GRPO, HEADS),
-        "GRPO, task sampling": Method(GRPO, HEADS, [TaskSamplingCallback]),
+        "heads, lambda 0": Method(GRPO, NO_BALANCE),
+        "heads": Method(GRPO, HEADS),
+        "heads, task sampling": Method(GRPO, HEADS, [TaskSamplingCallback]),
+        "splitting, lambda 0": Method(GRPO, {**SPLITTING, "group_coef": 0.0}),
+        "splitting": Method(GRPO, SPLITTING),
+        "splitting, task sampling": Method(GRPO, SPLITTING, [TaskSamplingCallback]),
+        "splitting, gap sampling": Method(GRPO, SPLITTING, [GapSamplingCallback]),
     },
     "trunk": {
         "neither": Method(GRPO, NO_BALANCE),
@@ -127,7 +135,8 @@ def run(
     :param seed: seed of model and environments
     :param total_timesteps: environment steps
     :param n_evaluations: number of evaluations
-    :return: ``steps`` and ``returns`` of each evaluation; the latter are the probabilities of success, per task
+    :return: ``steps`` and ``returns`` of each evaluation; the latter are the probabilities of success, per task; of GRPO
+        ``events`` too
     """
     given = PARTS[part][method]
     model = make_model(given, units, seed)
@@ -136,7 +145,10 @@ def run(
     def evaluate(index: int) -> list[float]:
         return success_probabilities(model).round(4).tolist()
 
-    return train_and_evaluate(model, equal_parts(total_timesteps, n_evaluations), evaluate, callbacks)
+    result = train_and_evaluate(model, equal_parts(total_timesteps, n_evaluations), evaluate, callbacks)
+    if isinstance(model, GRPO):
+        result["events"] = events_of(model)
+    return result
 
 
 def make_runs(part: str, seeds: Sequence[int]) -> list[Run]:
