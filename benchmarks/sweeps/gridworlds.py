@@ -13,8 +13,8 @@ Part "linear": the policy has no hidden layer.
 - heads: GRPO with a head per task, which shares nothing with the others
 - splitting: GRPO that begins with one group, and may split it until each task has a head. Until the first split it is PPO
 
-Part "trunk": a hidden layer that tasks share, of 4, 8 and 16 units. PPO, and GRPO with a head per task, whose effort is moved as
-weights of the loss (*loss*), as data by ``TaskSamplingCallback`` (*data*), as both, or not at all (*neither*).
+Part "trunk": a hidden layer that tasks share, of 4, 8 and 16 units. PPO, and GRPO with a head per task, whose effort is moved
+as weights of the loss (*loss*), as data by ``TaskSamplingCallback`` (*data*), as both, or not at all (*neither*).
 
 ``python -m benchmarks.sweeps.gridworlds`` runs what has no result row yet, prints the tables and draws the pictures. Seeds 100
 to 109 served choosing.
