@@ -17,7 +17,16 @@ from rich.table import Table
 from benchmarks.lib.hidden_types import HIDDEN
 from benchmarks.lib.measures import describe, iqm, probability_of_improvement, with_interval
 from benchmarks.lib.rows import RESULTS, ROOT, by_method, results, rows_by_seed
-from benchmarks.sweeps import balance_tables, balancing_rules, eight_tasks, minigrid_tasks, options, regrouping, tuning
+from benchmarks.sweeps import (
+    balance_tables,
+    balancing_rules,
+    eight_tasks,
+    gridworlds,
+    minigrid_tasks,
+    options,
+    regrouping,
+    tuning,
+)
 from benchmarks.sweeps.balance_methods import RESULT_SETTINGS
 from benchmarks.sweeps.head_to_head import CLIP_RANGES
 from benchmarks.sweeps.head_to_head_tables import (
@@ -172,6 +181,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "thresholds": of_rows("head_to_head_thresholds", thresholds_table),
     **{f"options {part}": of_rows(f"options_{part}", options.options_table) for part in options.PARTS},
     "options group_score": of_rows("options_group_score", options.group_score_table),
+    **{f"gridworlds {s}": of_rows(f"gridworlds_{s}", gridworlds.success_table, s) for s in gridworlds.PARTS},
     "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),
 }
 

@@ -53,12 +53,15 @@ class RelativePenalty(Balancer):
     The weights that make PPO's gradient that of ``L_PPO + lambda * ||M||_F^2`` with ``M_ij = (R_i - R_j) / sigma_R``.
 
     The worse a group, the larger its weight. Lambda is capped so that no weight is negative: with a larger one the best
-    group would be made worse.
+    group would be made worse. Groups without advantages, as those that have had no reward yet, are not compared: no weight
+    could change what they learn, and the others would be held back for nothing.
     """
 
     def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:
         """Weigh the groups of one rollout, see :class:`Balancer`."""
-        slope = penalty_slope(scores.scores, scores.scale)
+        compared, slope = scores.advantage_scale > 0, np.zeros(len(scores.groups))
+        if compared.any():
+            slope[compared] = penalty_slope(scores.scores[compared], scores.scale)
         coef = min(self.group_coef(progress_remaining), largest_group_coef(slope, scores.shares, scores.advantage_scale))
         return GroupWeights(group_weights(slope, scores.shares, scores.advantage_scale, coef), coef)
 
