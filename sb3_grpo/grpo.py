@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_grpo.advantages import ESTIMATORS, AdvantageScale, normalize_by_group, rollout_scale
+from sb3_grpo.advantages import ESTIMATORS, normalize_by_group, rollout_scale
 from sb3_grpo.arguments import (
     NOT_NAN,
     GroupArguments,
@@ -79,10 +79,9 @@ class GRPO(ModelFiles):
     :param clip_range_vf: Clipping parameter for the value function, ``None`` for no clipping; it depends on
         the reward scaling, but with ``normalize_advantage="group"`` it is in units of the group's returns
     :param normalize_advantage: ``True``: per minibatch, as PPO. ``"group"``: subtract each group's mean over
-        the rollout and divide by its standard deviation, or by the running scale of the group's advantages if that
-        is larger, and have value heads in units of their group's returns; for groups that are whole episodes
-        (tasks), above all when their rewards have different scales. It removes real information where groups are
-        regions inside an episode. ``False``: not at all.
+        the rollout and divide by its standard deviation, and have value heads in units of their group's returns;
+        for groups that are whole episodes (tasks), above all when their rewards have different scales. It removes
+        real information where groups are regions inside an episode. ``False``: not at all.
     :param ent_coef: Entropy coefficient for the loss calculation
     :param vf_coef: Value function coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
@@ -216,7 +215,6 @@ class GRPO(ModelFiles):
             # nothing is known of random regions: they may be merged at once
             grouping.age.fill_(self.regroup_rule.warmup)
         self.reward_scale = RewardScale(grouping.router.n_cells).to(self.device)
-        self.advantage_scale = AdvantageScale(grouping.router.n_cells).to(self.device)
         self.regrouper = Regrouper(self.policy).to(self.device) if self.max_groups > 1 else None
         self._reward_recorder = RewardRecorder()
         self._choose_parts()
@@ -233,8 +231,8 @@ class GRPO(ModelFiles):
         super()._maybe_recommend_cpu(mlp_class_name)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_compiled_update", "_callback", "_reward_recorder", "_balancer", "_estimator"]
-        return [*super()._excluded_save_params(), *own, "reward_scale", "advantage_scale", "regrouper"]
+        own = ["_compiled_update", "_callback", "_reward_recorder", "_balancer", "_estimator", "reward_scale", "regrouper"]
+        return [*super()._excluded_save_params(), *own]
 
     def _setup_learn(
         self,
@@ -335,12 +333,9 @@ class GRPO(ModelFiles):
         scale = np.full(max_groups, rollout_scale(advantages) if self.normalize_advantage else 1.0)
         if self.normalize_advantage == "group":
             assert policy.value_scale is not None
-            cell_to_group = policy.grouping.cell_to_group.cpu().numpy()
             with interrupts_delayed():
                 policy.value_scale.update(rollout.returns.cpu().numpy(), rollout.heads.cpu().numpy(), policy.value_net)
-                self.advantage_scale.update(advantages, cells.cpu().numpy(), cell_to_group)
-            floor = self.advantage_scale.of_groups(cell_to_group, max_groups)
-            advantages, scale = normalize_by_group(advantages, groups, floor)
+            advantages, scale = normalize_by_group(advantages, groups, max_groups)
         tensor = th.as_tensor(advantages, dtype=rollout.advantages.dtype, device=self.device)
         return rollout._replace(advantages=tensor), scale
 

@@ -12,7 +12,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
-from sb3_grpo.advantages import AdvantageScale
 from sb3_grpo.arguments import GroupArguments, refuse_change
 from sb3_grpo.grouping import default_groups
 from sb3_grpo.heads import n_heads_in
@@ -43,14 +42,12 @@ class ModelFiles(GroupArguments, PPO):
     PPO that saves and loads groups.
 
     A file is SB3's zip file with one entry more, which ``PPO.load`` ignores: tensors that training goes on with (the cells of
-    each group, the router, ages, probes, scales of rewards and advantages). With one group all else in it is as PPO would
-    have saved it.
+    each group, the router, ages, probes, scales of rewards). With one group all else in it is as PPO would have saved it.
     """
 
     policy: GroupActorCriticPolicy
     regrouper: Regrouper | None
     reward_scale: RewardScale
-    advantage_scale: AdvantageScale
     normalize_advantage: bool | Literal["group"]  # type: ignore[assignment]  # PPO knows two values, here are three
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -100,7 +97,7 @@ class ModelFiles(GroupArguments, PPO):
         """
         grouping, scale = self.policy.grouping, self.policy.value_scale
         modules: dict[str, th.nn.Module | None] = {"grouping": grouping}
-        modules |= {"reward_scale": self.reward_scale, "advantage_scale": self.advantage_scale, "regrouper": self.regrouper}
+        modules |= {"reward_scale": self.reward_scale, "regrouper": self.regrouper}
         state: dict[str, th.Tensor] = {}
         for prefix, module in modules.items():
             if module is not None:
