@@ -4,14 +4,9 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import numpy as np
-import torch as th
-from torch import nn
 
 from sb3_grpo.buffers import GroupBufferMixin
 from sb3_grpo.losses import group_means, group_std
-
-# Steps of a group after which the advantages before them count half
-HALF_LIFE = 5000
 
 
 class AdvantageEstimator(ABC):
@@ -45,72 +40,43 @@ class GAE(AdvantageEstimator):
 ESTIMATORS: dict[str, type[AdvantageEstimator]] = {"gae": GAE}
 
 
-class AdvantageScale(nn.Module):
-    """
-    Hold the running scale of the advantages of each cell: their root mean square around the mean of the cell's group.
-
-    Steps count half when the group has made ``HALF_LIFE`` steps more. The scale is kept by cell, so that groups which are
-    merged or split take it along.
-
-    :param n_cells: number of cells
-    """
-
-    scale: th.Tensor  # in units of the advantages, shape (C,); 0 before the first step
-    count: th.Tensor  # steps that it was estimated from, older ones count less, shape (C,)
-
-    def __init__(self, n_cells: int):
-        super().__init__()
-        self.register_buffer("scale", th.zeros(n_cells), persistent=False)
-        self.register_buffer("count", th.zeros(n_cells), persistent=False)
-
-    def update(self, advantages: np.ndarray, cells: np.ndarray, cell_to_group: np.ndarray) -> None:
-        """
-        Take the advantages of one rollout into account.
-
-        :param advantages: not normalised, finite, shape ``(B,)``
-        :param cells: cell of each step, shape ``(B,)``
-        :param cell_to_group: group of each cell, shape ``(C,)``
-        """
-        advantages, groups = advantages.astype(np.float64), cell_to_group[cells]
-        counts = np.bincount(groups, minlength=cell_to_group.max() + 1)
-        squares = np.square(advantages - group_means(advantages, groups, counts)[groups])
-        scale, known = (tensor.cpu().numpy().astype(np.float64) for tensor in (self.scale, self.count))
-        known *= 0.5 ** (counts[cell_to_group] / HALF_LIFE)
-        count = known + np.bincount(cells, minlength=len(known))
-        total = known * np.square(scale) + np.bincount(cells, squares, minlength=len(known))
-        self.scale.copy_(th.as_tensor(np.sqrt(_ratio(total, count)).astype(np.float32)))
-        self.count.copy_(th.as_tensor(count.astype(np.float32)))
-
-    def of_groups(self, cell_to_group: np.ndarray, n_groups: int) -> np.ndarray:
-        """
-        Pool the scale over the cells of each group.
-
-        :param cell_to_group: group of each cell, shape ``(C,)``
-        :param n_groups: number of groups ``K``
-        :return: root mean square of each group's advantages, shape ``(K,)``, float64; 0 for a group without steps
-        """
-        scale, count = (tensor.cpu().numpy().astype(np.float64) for tensor in (self.scale, self.count))
-        total = np.bincount(cell_to_group, count * np.square(scale), minlength=n_groups)
-        return np.sqrt(_ratio(total, np.bincount(cell_to_group, count, minlength=n_groups)))
-
-
-def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _ratio(total: np.ndarray, by: np.ndarray) -> np.ndarray:
     """Divide, with 0 where there is nothing to divide by."""
-    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+    return np.divide(total, by, out=np.zeros(total.shape), where=by > 0)
+
+
+def single_reward_deviation(groups: np.ndarray, per_scale: np.ndarray, discount: float, n_steps: int) -> np.ndarray:
+    """
+    Compute the root mean square of each group's advantages in a rollout that has a single reward, which was not expected.
+
+    Generalized advantage estimation adds such a reward, times ``discount ** k``, to the advantage of the step ``k`` steps
+    before it. With a reward as large as the group's usually are, this is
+    ``scale * sqrt(sum(discount ** (2 * k) for k in range(n_steps)) / n)``, ``n`` the steps of the group.
+
+    :param groups: group of each step, shape ``(B,)``, integers in ``[0, K)``
+    :param per_scale: 1 / scale of each group's rewards, 0 where it has had none, shape ``(K,)``; from
+        :meth:`~sb3_grpo.reward_scale.RewardScale.inverse_of_groups`
+    :param discount: ``gamma * gae_lambda``, 0 to 1
+    :param n_steps: steps of the rollout in each environment
+    :return: in units of the rewards, shape ``(K,)``; 0 for a group that has had no reward or has no steps
+    """
+    counts = np.bincount(groups, minlength=len(per_scale))
+    credit = np.square(discount ** np.arange(n_steps)).sum()
+    return _ratio(np.ones(len(counts)), per_scale) * np.sqrt(_ratio(np.full(len(counts), credit), counts))
 
 
 def normalize_by_group(advantages: np.ndarray, groups: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Subtract the mean of each group's advantages, and divide by their standard deviation or the floor, whichever is larger.
 
-    A rollout of a sparse task with hardly any success has advantages that are errors of the value function, some ten times
-    smaller than those of a success. Divided by their own standard deviation they would become as large as those of a success,
-    and the policy would follow them; divided by the scale that the group's advantages have had they stay small.
+    A rollout of a sparse task without a success has advantages that are errors of the value function, some ten times smaller
+    than those of a rollout with one. Divided by their own standard deviation they become as large, and the policy follows
+    them until it has lost its exploration. The floor keeps them small.
 
     :param advantages: shape ``(B,)``
     :param groups: group of each step, shape ``(B,)``, integers in ``[0, K)``
-    :param floor: smallest divisor of each group, in units of its advantages, at least 0, shape ``(K,)``; from
-        :meth:`AdvantageScale.of_groups`
+    :param floor: smallest divisor of each group, in units of its advantages, at least 0, shape ``(K,)``; see
+        :func:`single_reward_deviation`
     :return: normalised advantages, float32, shape ``(B,)``, and the divisor of each group, shape ``(K,)``; it is 0 for a
         group whose advantages have all been 0, which they stay
     """

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from sb3_grpo.advantages import (
     ESTIMATORS,
     GAE,
-    HALF_LIFE,
     AdvantageEstimator,
-    AdvantageScale,
     normalize_by_group,
     rollout_scale,
+    single_reward_deviation,
 )
 from sb3_grpo.buffers import GroupRolloutBuffer
+from sb3_grpo.reward_scale import RewardScale
 
 property_test = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 N_STEPS, N_ENVS = 9, 3
@@ -65,55 +65,35 @@ def test_estimators_have_names():
         AdvantageEstimator()  # type: ignore[abstract]  # what is tested
 
 
-def scale_after(n_cells, *rollouts):
-    """Scale after rollouts of advantages, cells, and group of each cell."""
-    scale = AdvantageScale(n_cells)
-    for advantages, cells, cell_to_group in rollouts:
-        scale.update(np.array(advantages, dtype=np.float32), np.array(cells), np.array(cell_to_group))
-    return scale
-
-
-class TestAdvantageScale:
+class TestSingleRewardDeviation:
     def test_by_hand(self):
-        # means 3 and 10; squares 4 + 4 + 0, and 9 + 9
-        scale = scale_after(4, ([1, 7, 5, 3, 13], [0, 2, 0, 0, 2], [0, 1, 2, 1]))
-        np.testing.assert_allclose(scale.scale, [(8 / 3) ** 0.5, 0, 3, 0], rtol=1e-6)
-        np.testing.assert_allclose(scale.count, [3, 0, 2, 0])
+        # 1 + 1/4 + 1/16 over 3 steps, times 4; 1.3125 over 1 step, times 0.5
+        floor = single_reward_deviation(np.array([0, 2, 0, 0]), np.array([0.25, 1, 2, 0]), 0.5, 3)
+        np.testing.assert_allclose(floor, [4 * (1.3125 / 3) ** 0.5, 0, 0.5 * 1.3125**0.5, 0])
 
-    def test_deviations_are_those_from_the_mean_of_the_group(self):
-        # mean 5; squares 16 and 4 + 36
-        scale = scale_after(2, ([1, 3, 11], [0, 1, 1], [0, 0]))
-        np.testing.assert_allclose(scale.scale, [4, 20**0.5], rtol=1e-6)
-        np.testing.assert_allclose(scale.of_groups(np.array([0, 0]), 2), [(56 / 3) ** 0.5, 0], rtol=1e-6)
-        # and stay so when the cells are split
-        np.testing.assert_allclose(scale.of_groups(np.array([2, 0]), 3), [20**0.5, 0, 4], rtol=1e-6)
+    @pytest.mark.parametrize(("discount", "credit"), [(0, 1), (1, 7)])
+    def test_limits_of_the_discount(self, discount, credit):
+        floor = single_reward_deviation(np.zeros(14, dtype=int), np.array([0.1]), discount, 7)
+        assert floor.item() == pytest.approx(10 * (credit / 14) ** 0.5)
 
-    def test_older_steps_count_less(self):
-        first = ([2, -2] * (HALF_LIFE // 2), [0, 1] * (HALF_LIFE // 2), [0, 0])
-        second = ([1, -1] * (HALF_LIFE // 2), [0, 0] * (HALF_LIFE // 2), [0, 0])
-        scale = scale_after(2, first, second)
-        # the group has made as many steps as halve the weight of those before, also where a cell had none of them
-        np.testing.assert_allclose(scale.count, [HALF_LIFE * 5 / 4, HALF_LIFE / 4], rtol=1e-6)
-        # (4 / 4 + 1) / (5 / 4)
-        np.testing.assert_allclose(scale.scale, [1.6**0.5, 2], rtol=1e-6)
-        # (4 / 2 + 1) / (3 / 2)
-        np.testing.assert_allclose(scale.of_groups(np.array([0, 0]), 1), [2**0.5], rtol=1e-6)
+    def test_a_group_without_rewards_or_steps_has_none(self):
+        floor = single_reward_deviation(np.array([0, 1]), np.array([0.0, 1.0, 1.0]), 0.9, 2)
+        assert (floor > 0).tolist() == [False, True, False]
 
-    def test_a_group_without_steps_keeps_its_scale(self):
-        once = scale_after(2, ([1, 3, 5], [1, 1, 0], [0, 1]))
-        twice = scale_after(2, ([1, 3, 5], [1, 1, 0], [0, 1]), ([2, 9, 1], [0, 0, 0], [0, 1]))
-        assert (once.scale[1], once.count[1]) == (twice.scale[1], twice.count[1]) == (1, 2)
-
-    def test_large_advantages(self):
-        """Their squares do not fit into float32."""
-        assert scale_after(1, ([3e30, -3e30], [0, 0], [0])).of_groups(np.array([0]), 1) == pytest.approx([3e30])
-
-    def test_begins_with_nothing(self):
-        scale = AdvantageScale(2)
-        assert scale.of_groups(np.array([0, 1]), 3).tolist() == [0, 0, 0]
-        # a part of what training goes on with, not of the parameters
-        assert scale.state_dict() == {}
-        assert dict(scale.named_buffers()).keys() == {"scale", "count"}
+    @pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (0.5, 0.5), (1.0, 1.0)])
+    def test_is_what_one_reward_makes_of_the_advantages(self, gamma, gae_lambda):
+        """Of a rollout whose values are 0: their root mean square around 0."""
+        n_steps, n_envs, box = 40, 3, spaces.Box(-1, 1, (1,))
+        buffer = GroupRolloutBuffer(n_steps, box, spaces.Discrete(2), "cpu", gae_lambda=gae_lambda, gamma=gamma, n_envs=n_envs)
+        nothing = np.zeros((n_envs, 1))
+        for t in range(n_steps):
+            rewards = np.array([0, 0.7 * (t == n_steps - 1), 0])
+            buffer.add(nothing, nothing, rewards, np.full(n_envs, t == 0), th.zeros(n_envs), th.zeros(n_envs))
+        buffer.compute_returns_and_advantage(th.zeros(n_envs), np.ones(n_envs))
+        groups = np.zeros(n_steps * n_envs, dtype=int)
+        floor = single_reward_deviation(groups, np.array([1 / 0.7]), gamma * gae_lambda, n_steps)
+        found = GAE()(buffer, groups).astype(float)
+        assert floor.item() == pytest.approx(np.square(found).mean() ** 0.5, rel=1e-5)
 
 
 def without_floor(n_groups):
@@ -178,56 +158,49 @@ class TestNormalizeByGroup:
         assert together[:2].max() < 0 < together[2:].min()
 
 
-def normalize_in_turn(rollouts, groups, n_groups):
-    """Normalised advantages of each rollout, with the running scale as floor; each cell is a group."""
-    scale, cell_to_group, found = AdvantageScale(n_groups), np.arange(n_groups), []
-    for advantages in rollouts:
-        scale.update(advantages, groups, cell_to_group)
-        found.append(normalize_by_group(advantages, groups, scale.of_groups(cell_to_group, n_groups))[0])
-    return found
+class TestFloorOfASingleReward:
+    # a sparse task: values err by a hundredth of a reward, and the steps before a success have its discounted reward
+    n_steps, discount = 2000, 0.94
+    groups = np.zeros(n_steps, dtype=int)
+    floor = single_reward_deviation(groups, np.array([1.0]), discount, n_steps)
+    noise = np.random.default_rng(0).normal(scale=0.01, size=n_steps)
 
+    def success(self, n):
+        """Advantages that ``n`` rewards of 1 make, far from each other."""
+        return (self.discount ** np.minimum(self.n_steps // n - 1 - np.arange(self.n_steps) % (self.n_steps // n), 900)) * 1.0
 
-class TestRunningScaleAsFloor:
-    # a sparse task: of 2000 steps 20 lead to a success, or none, and the value function errs by a hundredth of it
-    groups = np.zeros(2000, dtype=int)
-    noise = np.random.default_rng(0).normal(scale=0.01, size=(4, 2000)).astype(np.float32)
-    signal = noise[0] + (np.arange(2000) < 20)
+    def normalise(self, advantages, floor=None):
+        return normalize_by_group(advantages.astype(np.float32), self.groups, self.floor if floor is None else floor)[0]
 
-    def test_noise_after_signal_stays_small(self):
-        # 20 of 2000 steps: variance 0.01 * 0.99
-        signal, *noise = normalize_in_turn([self.signal, *self.noise[1:]], self.groups, 1)
-        assert signal.std() == pytest.approx(1, rel=1e-3)
-        assert signal[:20].mean() == pytest.approx(0.99 / 0.0995, rel=0.02)
-        # without forgetting 0.01 / 0.07 and 0.01 / 0.05
-        assert [each.std() for each in noise] == pytest.approx([0.15, 0.19, 0.24], rel=0.05)
+    def test_noise_stays_small(self):
+        # 0.01 / sqrt(1 / (1 - 0.94 ** 2) / 2000)
+        assert self.normalise(self.noise).std() == pytest.approx(0.153, rel=0.05)
 
-    def test_control_noise_by_itself_is_of_full_size(self):
-        first, *_ = normalize_in_turn(self.noise, self.groups, 1)
-        alone, _ = normalize_by_group(self.noise[1], self.groups, without_floor(1))
-        assert first.std() == pytest.approx(1, rel=1e-3)
-        assert alone.std() == pytest.approx(1, rel=1e-3)
+    def test_control_without_floor_noise_is_of_full_size(self):
+        assert self.normalise(self.noise, without_floor(1)).std() == pytest.approx(1, rel=1e-3)
 
-    def test_signal_after_noise_is_not_larger_than_by_itself(self):
-        *_, last = normalize_in_turn([*self.noise, self.signal], self.groups, 1)
-        alone, _ = normalize_by_group(self.signal, self.groups, without_floor(1))
-        np.testing.assert_array_equal(last, alone)
+    def test_one_success_has_full_size(self):
+        assert self.normalise(self.success(1)).std() == pytest.approx(1, rel=0.01)
 
-    def test_first_rollout_is_divided_by_its_deviation(self):
-        first, *_ = normalize_in_turn([self.signal], self.groups, 1)
-        alone, _ = normalize_by_group(self.signal, self.groups, without_floor(1))
-        np.testing.assert_array_equal(first, alone)
+    def test_several_successes_are_divided_by_their_deviation(self):
+        several = self.success(4) + self.noise
+        np.testing.assert_array_equal(self.normalise(several), self.normalise(several, without_floor(1)))
 
     @property_test
     @given(st.integers(0, 2**32), st.integers(1, 4), st.floats(-12, 12))
     def test_scale_of_the_rewards_of_one_group_changes_nothing(self, seed, n_groups, exponent):
-        """Advantages are proportional to the rewards, if values are."""
+        """Advantages are proportional to the rewards, if values are; in any rollout, the first included."""
         random = np.random.default_rng(seed)
-        groups = random.integers(0, n_groups, 60)
-        rollouts = random.normal(size=(5, 60)) * 10.0 ** random.uniform(-3, 1, (5, 1))
+        groups, rewards = random.integers(0, n_groups, 60), random.normal(size=60)
+        advantages = random.normal(size=60) * 10.0 ** random.uniform(-3, 1)
         factor = np.where(groups == random.integers(n_groups), 10.0**exponent, 1.0)
-        plain = normalize_in_turn(rollouts.astype(np.float32), groups, n_groups)
-        scaled = normalize_in_turn((factor * rollouts).astype(np.float32), groups, n_groups)
-        np.testing.assert_allclose(scaled, plain, rtol=1e-4, atol=1e-5)
+        found = []
+        for unit in (1.0, factor):
+            scale = RewardScale(n_groups)
+            scale.update(unit * rewards, groups)
+            floor = single_reward_deviation(groups, scale.inverse_of_groups(np.arange(n_groups), n_groups), 0.9, 20)
+            found.append(normalize_by_group((unit * advantages).astype(np.float32), groups, floor)[0])
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 class TestRolloutScale:
