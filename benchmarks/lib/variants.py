@@ -40,6 +40,14 @@ class TaskNormalisedBuffer(RolloutBuffer):
         self.advantages = ((advantages - means) / (deviations + 1e-8)).astype(np.float32).reshape(self.advantages.shape)
 
 
+class OwnDeviationGRPO(GRPO):
+    """Divide the advantages of each group by their standard deviation, however small it is."""
+
+    def _estimate_advantages(self, cells: th.Tensor, groups: np.ndarray, per_scale: np.ndarray) -> tuple[Rollout, np.ndarray]:
+        # without a scale of the rewards there is no smallest divisor
+        return super()._estimate_advantages(cells, groups, np.zeros_like(per_scale))
+
+
 class TrustRegionObjective(PPOObjective):
     """PPO's loss with the clip range, not the surrogate, multiplied by the weight of the group."""
 

@@ -8,8 +8,9 @@ import pytest
 import torch as th
 
 from benchmarks.lib.tasks import head_per_task
-from benchmarks.lib.variants import Softmax, UPGradUpdate
+from benchmarks.lib.variants import OwnDeviationGRPO, Softmax, UPGradUpdate
 from benchmarks.sweeps.balancing_rules import RULES
+from sb3_grpo import GRPO
 from sb3_grpo.balancing import BALANCERS
 
 
@@ -57,3 +58,21 @@ class TestBalancingRules:
         assert min(cosines) > -0.01
         # the negative control: the mean of the gradients is against some loss
         assert min(cosines_of_mean) < -0.1
+
+
+@pytest.mark.parametrize(("algorithm", "full_size"), [(OwnDeviationGRPO, True), (GRPO, False)])
+def test_own_deviation_has_no_floor(task_cartpole: Any, algorithm: type[GRPO], full_size: bool) -> None:
+    class Recorded(algorithm):  # type: ignore[misc, valid-type]  # a variable as base
+        def _estimate_advantages(self, *args: Any) -> Any:
+            self.estimated = super()._estimate_advantages(*args)
+            return self.estimated
+
+    kwargs = {**head_per_task(task_cartpole), "compile": False, "n_steps": 64, "seed": 0, "normalize_advantage": "group"}
+    model = Recorded("MlpPolicy", task_cartpole, **kwargs).learn(1)
+    # rewards that were a million times as large: the advantages of the next rollout are far below that of one of them
+    model.reward_scale.scale.fill_(1e6)
+    model.reward_scale.count.fill_(1e9)
+    rollout, _ = model.learn(1, reset_num_timesteps=False).estimated
+    for head in rollout.heads.unique():
+        deviation = rollout.advantages[rollout.heads == head].std().item()
+        assert deviation == pytest.approx(1, rel=1e-3) if full_size else deviation < 1e-3
