@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_grpo.advantages import ESTIMATORS, normalize_by_group, rollout_scale, single_reward_deviation
+from sb3_grpo.advantages import ESTIMATORS, normalize_by_group, rollout_scale, smallest_divisor
 from sb3_grpo.arguments import (
     NOT_NAN,
     GroupArguments,
@@ -79,10 +79,10 @@ class GRPO(ModelFiles):
     :param clip_range_vf: Clipping parameter for the value function, ``None`` for no clipping; it depends on
         the reward scaling, but with ``normalize_advantage="group"`` it is in units of the group's returns
     :param normalize_advantage: ``True``: per minibatch, as PPO. ``"group"``: subtract each group's mean over
-        the rollout and divide by its standard deviation, but at least by what a single reward would make it, and
-        have value heads in units of their group's returns; for groups that are whole episodes (tasks), above all
-        when their rewards have different scales. It removes real information where groups are regions inside an
-        episode. ``False``: not at all.
+        the rollout and divide by its standard deviation, where it has had no reward at least by what a single one
+        would make it, and have value heads in units of their group's returns; for groups that are whole episodes
+        (tasks), above all when their rewards have different scales. It removes real information where groups are
+        regions inside an episode. ``False``: not at all.
     :param ent_coef: Entropy coefficient for the loss calculation
     :param vf_coef: Value function coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
@@ -293,8 +293,8 @@ class GRPO(ModelFiles):
         clip_range, clip_range_vf = self._read_schedules()
         cells = fit_router_and_route(self.policy, self.rollout_buffer)
         groups = self.policy.grouping.cell_to_group[cells].cpu().numpy()
-        per_scale = self._update_reward_scale(cells)
-        rollout, advantage_scale = self._estimate_advantages(cells, groups, per_scale)
+        rewards, per_scale = self._read_rewards(cells)
+        rollout, advantage_scale = self._estimate_advantages(cells, groups, rewards, per_scale)
         scores, weights = self._weigh_groups(groups, advantage_scale, per_scale)
         step_weights = weights.at(scores.groups, groups)
         rollout = rollout._replace(weights=th.as_tensor(step_weights, device=self.device))
@@ -327,15 +327,19 @@ class GRPO(ModelFiles):
         assert values[0] is not None
         return values[0], values[1]
 
-    def _update_reward_scale(self, cells: th.Tensor) -> np.ndarray:
-        """Take the rewards of the rollout into account, and return 1 / scale of each group's rewards."""
+    def _read_rewards(self, cells: th.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Update the scale of the rewards; return the reward of each step, and 1 / scale of each group's rewards."""
         buffer, grouping = self.rollout_buffer, self.policy.grouping
         recorded = self._reward_recorder.rewards(buffer.buffer_size)
+        rewards = buffer.flat_rewards() if recorded is None else recorded.ravel()
         with interrupts_delayed():
-            self.reward_scale.update(buffer.flat_rewards() if recorded is None else recorded.ravel(), cells.cpu().numpy())
-        return self.reward_scale.inverse_of_groups(grouping.cell_to_group.cpu().numpy(), grouping.max_groups)
+            self.reward_scale.update(rewards, cells.cpu().numpy())
+        per_scale = self.reward_scale.inverse_of_groups(grouping.cell_to_group.cpu().numpy(), grouping.max_groups)
+        return rewards, per_scale
 
-    def _estimate_advantages(self, cells: th.Tensor, groups: np.ndarray, per_scale: np.ndarray) -> tuple[Rollout, np.ndarray]:
+    def _estimate_advantages(
+        self, cells: th.Tensor, groups: np.ndarray, rewards: np.ndarray, per_scale: np.ndarray
+    ) -> tuple[Rollout, np.ndarray]:
         """Return the rollout with heads and advantages, and the divisor of each group's advantages; update the value scale."""
         policy, max_groups = self.policy, self.policy.grouping.max_groups
         rollout = self.rollout_buffer.samples()._replace(heads=policy.grouping.cell_to_head[cells])
@@ -346,7 +350,7 @@ class GRPO(ModelFiles):
             with interrupts_delayed():
                 policy.value_scale.update(rollout.returns.cpu().numpy(), rollout.heads.cpu().numpy(), policy.value_net)
             n_steps, discount = self.rollout_buffer.buffer_size, self.gamma * self.gae_lambda
-            floor = single_reward_deviation(groups, per_scale, discount, n_steps)
+            floor = smallest_divisor(groups, rewards, per_scale, discount, n_steps)
             advantages, scale = normalize_by_group(advantages, groups, floor)
         tensor = th.as_tensor(advantages, dtype=rollout.advantages.dtype, device=self.device)
         return rollout._replace(advantages=tensor), scale

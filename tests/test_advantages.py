@@ -14,6 +14,7 @@ from sb3_grpo.advantages import (
     normalize_by_group,
     rollout_scale,
     single_reward_deviation,
+    smallest_divisor,
 )
 from sb3_grpo.buffers import GroupRolloutBuffer
 from sb3_grpo.reward_scale import RewardScale
@@ -100,6 +101,13 @@ def without_floor(n_groups):
     return np.zeros(n_groups)
 
 
+class TestSmallestDivisor:
+    def test_only_groups_without_a_reward_have_one(self):
+        groups, rewards = np.array([0, 0, 1, 1, 2, 2]), np.array([0.0, 0.0, -1.0, 0.0, 0.0, 0.0])
+        floor = smallest_divisor(groups, rewards, np.array([0.25, 0.25, 0]), 0, 3)
+        np.testing.assert_allclose(floor, [4 * 0.5**0.5, 0, 0])
+
+
 class TestNormalizeByGroup:
     def test_by_hand(self):
         # means 2 and 10; sample variances 2 and 8 + 8
@@ -162,29 +170,34 @@ class TestFloorOfASingleReward:
     # a sparse task: values err by a hundredth of a reward, and the steps before a success have its discounted reward
     n_steps, discount = 2000, 0.94
     groups = np.zeros(n_steps, dtype=int)
-    floor = single_reward_deviation(groups, np.array([1.0]), discount, n_steps)
     noise = np.random.default_rng(0).normal(scale=0.01, size=n_steps)
 
     def success(self, n):
         """Advantages that ``n`` rewards of 1 make, far from each other."""
         return (self.discount ** np.minimum(self.n_steps // n - 1 - np.arange(self.n_steps) % (self.n_steps // n), 900)) * 1.0
 
-    def normalise(self, advantages, floor=None):
-        return normalize_by_group(advantages.astype(np.float32), self.groups, self.floor if floor is None else floor)[0]
+    def normalise(self, advantages, n_rewards):
+        rewards = 1.0 * (np.arange(self.n_steps) < n_rewards)
+        floor = smallest_divisor(self.groups, rewards, np.array([1.0]), self.discount, self.n_steps)
+        return normalize_by_group(advantages.astype(np.float32), self.groups, floor)[0]
 
     def test_noise_stays_small(self):
         # 0.01 / sqrt(1 / (1 - 0.94 ** 2) / 2000)
-        assert self.normalise(self.noise).std() == pytest.approx(0.153, rel=0.05)
+        assert self.normalise(self.noise, 0).std() == pytest.approx(0.153, rel=0.05)
 
     def test_control_without_floor_noise_is_of_full_size(self):
-        assert self.normalise(self.noise, without_floor(1)).std() == pytest.approx(1, rel=1e-3)
+        alone, _ = normalize_by_group(self.noise.astype(np.float32), self.groups, without_floor(1))
+        assert alone.std() == pytest.approx(1, rel=1e-3)
 
-    def test_one_success_has_full_size(self):
-        assert self.normalise(self.success(1)).std() == pytest.approx(1, rel=0.01)
+    @pytest.mark.parametrize("n_rewards", [1, 4, 2000])
+    def test_rollouts_with_rewards_are_divided_by_their_deviation(self, n_rewards):
+        """Also where the rewards were expected."""
+        for advantages in (self.success(n_rewards) + self.noise, self.noise):
+            assert self.normalise(advantages, n_rewards).std() == pytest.approx(1, rel=1e-3)
 
-    def test_several_successes_are_divided_by_their_deviation(self):
-        several = self.success(4) + self.noise
-        np.testing.assert_array_equal(self.normalise(several), self.normalise(several, without_floor(1)))
+    def test_the_floor_is_the_deviation_of_one_success(self):
+        advantages = self.success(1)
+        np.testing.assert_allclose(self.normalise(advantages, 0), self.normalise(advantages, 1), rtol=0.01)
 
     @property_test
     @given(st.integers(0, 2**32), st.integers(1, 4), st.floats(-12, 12))
@@ -192,13 +205,16 @@ class TestFloorOfASingleReward:
         """Advantages are proportional to the rewards, if values are; in any rollout, the first included."""
         random = np.random.default_rng(seed)
         groups, rewards = random.integers(0, n_groups, 60), random.normal(size=60)
+        # some groups have had rewards before, but have none in this rollout
+        of_rollout = rewards * random.integers(0, 2, n_groups)[groups]
         advantages = random.normal(size=60) * 10.0 ** random.uniform(-3, 1)
         factor = np.where(groups == random.integers(n_groups), 10.0**exponent, 1.0)
         found = []
         for unit in (1.0, factor):
             scale = RewardScale(n_groups)
             scale.update(unit * rewards, groups)
-            floor = single_reward_deviation(groups, scale.inverse_of_groups(np.arange(n_groups), n_groups), 0.9, 20)
+            per_scale = scale.inverse_of_groups(np.arange(n_groups), n_groups)
+            floor = smallest_divisor(groups, unit * of_rollout, per_scale, 0.9, 20)
             found.append(normalize_by_group((unit * advantages).astype(np.float32), groups, floor)[0])
         np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
 

@@ -43,9 +43,11 @@ class TaskNormalisedBuffer(RolloutBuffer):
 class OwnDeviationGRPO(GRPO):
     """Divide the advantages of each group by their standard deviation, however small it is."""
 
-    def _estimate_advantages(self, cells: th.Tensor, groups: np.ndarray, per_scale: np.ndarray) -> tuple[Rollout, np.ndarray]:
+    def _estimate_advantages(
+        self, cells: th.Tensor, groups: np.ndarray, rewards: np.ndarray, per_scale: np.ndarray
+    ) -> tuple[Rollout, np.ndarray]:
         # without a scale of the rewards there is no smallest divisor
-        return super()._estimate_advantages(cells, groups, np.zeros_like(per_scale))
+        return super()._estimate_advantages(cells, groups, rewards, np.zeros_like(per_scale))
 
 
 class TrustRegionObjective(PPOObjective):
