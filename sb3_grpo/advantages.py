@@ -65,6 +65,26 @@ def single_reward_deviation(groups: np.ndarray, per_scale: np.ndarray, discount:
     return _ratio(np.ones(len(counts)), per_scale) * np.sqrt(_ratio(np.full(len(counts), credit), counts))
 
 
+def smallest_divisor(
+    groups: np.ndarray, rewards: np.ndarray, per_scale: np.ndarray, discount: float, n_steps: int
+) -> np.ndarray:
+    """
+    Compute the floor of each group's divisor: what a single reward would make of its advantages, if it has had none.
+
+    A group with a reward in the rollout has no floor: what it learns from is in the deviation of its advantages. So tasks
+    that pay in each step never have one.
+
+    :param groups: group of each step, shape ``(B,)``, integers in ``[0, K)``
+    :param rewards: as the environments gave them, shape ``(B,)``
+    :param per_scale: see :func:`single_reward_deviation`
+    :param discount: see :func:`single_reward_deviation`
+    :param n_steps: see :func:`single_reward_deviation`
+    :return: in units of the rewards, at least 0, shape ``(K,)``
+    """
+    rewarded = np.bincount(groups, rewards != 0, minlength=len(per_scale)) > 0
+    return np.where(rewarded, 0.0, single_reward_deviation(groups, per_scale, discount, n_steps))
+
+
 def normalize_by_group(advantages: np.ndarray, groups: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Subtract the mean of each group's advantages, and divide by their standard deviation or the floor, whichever is larger.
@@ -76,7 +96,7 @@ def normalize_by_group(advantages: np.ndarray, groups: np.ndarray, floor: np.nda
     :param advantages: shape ``(B,)``
     :param groups: group of each step, shape ``(B,)``, integers in ``[0, K)``
     :param floor: smallest divisor of each group, in units of its advantages, at least 0, shape ``(K,)``; see
-        :func:`single_reward_deviation`
+        :func:`smallest_divisor`
     :return: normalised advantages, float32, shape ``(B,)``, and the divisor of each group, shape ``(K,)``; it is 0 for a
         group whose advantages have all been 0, which they stay
     """
@@ -87,13 +107,3 @@ def normalize_by_group(advantages: np.ndarray, groups: np.ndarray, floor: np.nda
     divisor = np.maximum.reduce([group_std(advantages, groups, counts), floor, np.finfo(np.float32).eps * largest])
     centred = advantages - group_means(advantages, groups, counts)[groups]
     return _ratio(centred, divisor[groups]).astype(np.float32), divisor
-
-
-def rollout_scale(advantages: np.ndarray) -> float:
-    """
-    Compute the divisor that normalises the advantages of a whole rollout.
-
-    :param advantages: shape ``(B,)``
-    :return: their sample standard deviation, above 0
-    """
-    return float(advantages.astype(np.float64).std(ddof=1) + 1e-8)

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_grpo.advantages import ESTIMATORS, normalize_by_group, single_reward_deviation
+from sb3_grpo.advantages import ESTIMATORS, normalize_by_group, smallest_divisor
 from sb3_grpo.arguments import (
     NOT_NAN,
     check_arguments,
@@ -332,7 +332,7 @@ class GRPO(ModelFiles):
                 policy.value_scale.update(outcome.returns, heads.cpu().numpy(), policy.value_net)
             groups, max_groups = cell_to_group[outcome.cells], policy.grouping.max_groups
             per_scale = self.score_history.reward_scale.inverse_of_groups(cell_to_group, max_groups)
-            floor = single_reward_deviation(groups, per_scale, self.gamma * self.gae_lambda, self.n_steps)
+            floor = smallest_divisor(groups, outcome.paid, per_scale, self.gamma * self.gae_lambda, self.n_steps)
             advantages, divisor = normalize_by_group(advantages, groups, floor)
         tensor = th.as_tensor(advantages, dtype=rollout.advantages.dtype, device=self.device)
         return rollout._replace(advantages=tensor), divisor

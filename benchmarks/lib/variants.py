@@ -19,6 +19,7 @@ from sb3_grpo.buffers import Rollout
 from sb3_grpo.heads import HEAD_DIMS, split_heads
 from sb3_grpo.losses import group_means, group_std
 from sb3_grpo.objective import PPOObjective
+from sb3_grpo.recording import Outcome
 from sb3_grpo.scores import GroupScores
 from sb3_grpo.update import EagerUpdate, FlatStepper, OptimizerStepper, Update, UpdateStep, trained_parameters
 
@@ -38,6 +39,14 @@ class TaskNormalisedBuffer(RolloutBuffer):
         advantages, counts = self.advantages.ravel(), np.bincount(tasks, minlength=N_TASKS)
         means, deviations = (statistic(advantages, tasks, counts)[tasks] for statistic in (group_means, group_std))
         self.advantages = ((advantages - means) / (deviations + 1e-8)).astype(np.float32).reshape(self.advantages.shape)
+
+
+class OwnDeviationGRPO(GRPO):
+    """Divide the advantages of each group by their standard deviation, however small it is."""
+
+    def _normalize_advantages(self, outcome: Outcome, cell_to_group: np.ndarray) -> tuple[Rollout, np.ndarray | None]:
+        # a group with a reward in the rollout has no smallest divisor
+        return super()._normalize_advantages(outcome._replace(paid=np.ones_like(outcome.paid)), cell_to_group)
 
 
 class TrustRegionObjective(PPOObjective):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch as th
 
-from benchmarks.lib.tasks import head_per_task
 from benchmarks.lib.balancers import Softmax
-from benchmarks.lib.variants import UPGradUpdate
+from benchmarks.lib.tasks import head_per_task
+from benchmarks.lib.variants import OwnDeviationGRPO, UPGradUpdate
 from benchmarks.sweeps.balancing_rules import RULES
+from sb3_grpo import GRPO
 from sb3_grpo.balancing import BALANCERS
 
 
@@ -58,3 +59,22 @@ class TestBalancingRules:
         assert min(cosines) > -0.01
         # the negative control: the mean of the gradients is against some loss
         assert min(cosines_of_mean) < -0.1
+
+
+@pytest.mark.parametrize(("algorithm", "full_size"), [(OwnDeviationGRPO, True), (GRPO, False)])
+def test_own_deviation_has_no_floor(task_cartpole: Any, algorithm: type[GRPO], full_size: bool) -> None:
+    class Recorded(algorithm):  # type: ignore[misc, valid-type]  # a variable as base
+        def _read_rewards(self, cells: th.Tensor) -> Any:
+            rewards, per_scale = super()._read_rewards(cells)
+            # as if there had been none in this rollout, and before it some a million times as large
+            return 0 * rewards, 1e-6 * per_scale
+
+        def _estimate_advantages(self, *args: Any) -> Any:
+            self.estimated = super()._estimate_advantages(*args)
+            return self.estimated
+
+    kwargs = {**head_per_task(task_cartpole), "compile": False, "n_steps": 64, "seed": 0, "normalize_advantage": "group"}
+    rollout, _ = Recorded("MlpPolicy", task_cartpole, **kwargs).learn(1).estimated
+    for head in rollout.heads.unique():
+        deviation = rollout.advantages[rollout.heads == head].std().item()
+        assert deviation == pytest.approx(1, rel=1e-3) if full_size else deviation < 1e-3

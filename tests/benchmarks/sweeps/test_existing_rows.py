@@ -12,7 +12,7 @@ from benchmarks.robustness.records import CODES
 from benchmarks.sweeps import balance, balancing_rules, defaults, head_to_head, minigrid_tasks, regrouping, tuning
 
 # parts whose runs were not all made, and how many are missing
-NOT_RUN = {"balance_drawn_large": 30, "head_to_head_thresholds": 35, "minigrid_mt3": 4}
+NOT_RUN = {"balance_drawn_large": 30, "head_to_head_thresholds": 35, "minigrid_mt3": 4, "minigrid_sparse": 40}
 
 
 RUNS: dict[str, list[Run]] = {
@@ -20,7 +20,7 @@ RUNS: dict[str, list[Run]] = {
     **{f"balancing_rules_{part}": balancing_rules.make_runs(part, seeds) for part, seeds in balancing_rules.SEEDS.items()},
     **{f"regrouping_{part}": make(seeds) for part, (_, make, seeds) in regrouping.PARTS.items()},
     **{f"head_to_head_{part}": make(None) for part, (_, make) in head_to_head.PARTS.items()},
-    "minigrid_mt3": minigrid_tasks.make_runs(minigrid_tasks.SEEDS),
+    **{f"minigrid_{suite}": minigrid_tasks.make_runs(suite, seeds) for suite, seeds in minigrid_tasks.SEEDS.items()},
     "defaults_plain": defaults.make_runs(defaults.SEEDS),
     "demo": demo.make_runs([1, 2, 3, 4, 5], demo.TOTAL_TIMESTEPS),
     **{f"robustness_{part}": [run for code in CODES for run in make(code)] for part, (_, make) in PARTS.items()},
