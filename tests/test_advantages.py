@@ -7,7 +7,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_grpo.advantages import ESTIMATORS, GAE, AdvantageEstimator, normalize_by_group, rollout_scale
+from sb3_grpo.advantages import ESTIMATORS, GAE, AdvantageEstimator, normalize_by_group
 from sb3_grpo.buffers import GroupRolloutBuffer
 
 property_test = settings(deadline=None, max_examples=60, derandomize=True, database=None)
@@ -100,16 +100,3 @@ class TestNormalizeByGroup:
         assert normalised[:2].tolist() == normalised[2:].tolist()
         together, _ = normalize_by_group(advantages, np.zeros(4, dtype=int), 1)
         assert together[:2].max() < 0 < together[2:].min()
-
-
-class TestRolloutScale:
-    def test_by_hand(self):
-        # mean 3, squares 4 + 4 + 0 over 2
-        assert rollout_scale(np.array([1.0, 5.0, 3.0], dtype=np.float32)) == pytest.approx(2)
-
-    def test_is_above_zero(self):
-        assert rollout_scale(np.full(5, 3.0, dtype=np.float32)) == pytest.approx(1e-8)
-
-    def test_sums_in_float64(self):
-        advantages = (1e7 + np.tile([0, 2], 5000)).astype(np.float32)
-        assert rollout_scale(advantages) == pytest.approx(1.0, rel=1e-3)
