@@ -950,7 +950,9 @@ class TestRefused:
     def test_targets_that_are_not_one_for_each_task(self, targets):
         env = dummy()
         model = make_model(env)
-        with pytest.raises(ValueError, match=rf"`group_targets` must have one number for each of the 3 .*{re.escape(str(targets))}"):
+        with pytest.raises(
+            ValueError, match=rf"`group_targets` must have one number for each of the 3 .*{re.escape(str(targets))}"
+        ):
             model.learn(32, callback=TaskSamplingCallback(group_score="gap", group_targets=targets))
         assert model.num_timesteps == 0
         np.testing.assert_array_equal(env.env_method("get_task_probabilities"), [ODDS] * env.num_envs)
