@@ -87,7 +87,7 @@ class TestUpdate:
         random = np.random.default_rng(seed)
         made = [(random.normal(5, 10, n).tolist(), random.integers(0, 3, n).tolist()) for n in sizes]
         history = history_of(3, *made)
-        returns, cells = (np.array(sum((each[place] for each in made), [])) for place in (0, 1))
+        returns, cells = (np.array([value for each in made for value in each[place]]) for place in (0, 1))
         for cell in range(3):
             own = returns[cells == cell]
             assert history.count[cell] == len(own)

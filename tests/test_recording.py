@@ -96,7 +96,7 @@ class TestEpisodes:
         # one of each kind: none in a rollout, several in it, longer than it
         lengths = [[length for *_, length in found] for found in expected]
         assert min(map(len, lengths)) < max(map(len, lengths))
-        assert {1, 3, 4, 5, 9} == set(sum(lengths, []))
+        assert {1, 3, 4, 5, 9} == {length for found in lengths for length in found}
 
     def test_by_hand(self):
         recorder = RolloutRecorder()
@@ -138,10 +138,9 @@ class TestEpisodes:
         assert begun == [True, False, True]
         model.learn(3 * N_STEPS * 3, callback=[recorder, look], reset_num_timesteps=False)
         for index, unseen in enumerate(begun):
-            own = [[row for row in found if row[0] // N_STEPS == index] for found in expected[1:]]
-            seen = [[row for row in rows(found) if row[0] // N_STEPS == index] for found in look.seen]
-            flat_own, flat_seen = sum(own, []), sum(seen, [])
-            assert flat_seen == flat_own[1:] if unseen else seen == own
+            own = [row for found in expected[1:] for row in found if row[0] // N_STEPS == index]
+            seen = [row for found in look.seen for row in rows(found) if row[0] // N_STEPS == index]
+            assert seen == own[unseen:]
 
     def test_of_another_model_are_none_of_its_business(self):
         recorder, one, other = RolloutRecorder(), make_model(make_env()), make_model(make_env())

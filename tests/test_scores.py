@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -89,10 +89,10 @@ def outcome_of(
     :param episodes: last step and return of each
     """
     paid = array(*rewards)
-    returns, advantages = (paid if given is None else array(*given) for given in (returns, advantages))
+    others = [paid if given is None else array(*given) for given in (returns, advantages)]
     steps = np.array([step for step, _ in episodes], dtype=int)
     ended = EndedEpisodes(steps, array(*(value for _, value in episodes)), np.ones(len(steps), dtype=int))
-    return Outcome(np.array(cells), returns, paid, paid, advantages, ended)
+    return Outcome(np.array(cells), others[0], paid, paid, others[1], ended)
 
 
 def history_of(n_cells: int, *outcomes: Outcome) -> ScoreHistory:
@@ -426,7 +426,7 @@ class TestSparseRewards:
     """The second of three tasks has had no reward in all its rollouts."""
 
     # rollouts of 30 steps end with an episode of the third task where the first and the third are played alike
-    kwargs: dict[str, Any] = dict(pay=(1, 0, 1), before=(3, 4, 3), after=(8, 3, 6))
+    kwargs: ClassVar[dict[str, Any]] = dict(pay=(1, 0, 1), before=(3, 4, 3), after=(8, 3, 6))
 
     @pytest.mark.parametrize("name", WITHOUT_UNIT)
     def test_its_weight_is_one(self, name):
@@ -525,7 +525,7 @@ class TestWholeTraining:
         obs = np.random.default_rng(0).normal(size=(300, 7)).astype(np.float32)
         obs[:, 4:] = np.tile(np.eye(3), (100, 1))
         actions = [model.predict(obs, deterministic=True)[0] for model in (plain, other)]
-        np.testing.assert_array_equal(*actions)
+        np.testing.assert_array_equal(actions[1], actions[0])
         assert {0, 1} == set(actions[0])
         # and the values are in that unit
         with th.no_grad():
