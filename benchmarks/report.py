@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.lib.hidden_types import HIDDEN
 from benchmarks.lib.measures import describe, iqm, probability_of_improvement, with_interval
 from benchmarks.lib.rows import RESULTS, ROOT, by_method, results, rows_by_seed
-from benchmarks.sweeps import balance_tables, balancing_rules, minigrid_tasks, options, regrouping, tuning
+from benchmarks.sweeps import balance_tables, balancing_rules, eight_tasks, minigrid_tasks, options, regrouping, tuning
 from benchmarks.sweeps.balance_methods import RESULT_SETTINGS
 from benchmarks.sweeps.head_to_head import CLIP_RANGES
 from benchmarks.sweeps.head_to_head_tables import (
@@ -160,6 +160,10 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **{setting: of_rows(f"balance_{setting}", balance_tables.results_table) for setting in RESULT_SETTINGS},
     **{f"lambda {s}": of_rows("balance_ablation", balance_tables.ablation_table, s) for s in ("drawn", "rare")},
     **{f"rules {s}": of_rows(f"balancing_rules_{s}", balancing_rules.rules_table) for s in ("drawn", "scaled", "wide")},
+    **{f"eight tasks {part}": of_rows(f"eight_tasks_{part}", eight_tasks.tasks_table) for part in eight_tasks.PARTS},
+    "eight tasks beside equal scales": lambda folder: eight_tasks.scales_table(
+        rows_by_seed(folder, "eight_tasks_scales"), rows_by_seed(folder, "eight_tasks_fixed")
+    ),
     "hidden types": of_rows("regrouping_recovery", regrouping.tasks_table),
     "equal tasks": of_rows("regrouping_null", regrouping.null_table),
     "harm": of_rows("regrouping_harm", regrouping.harm_table),

@@ -1,9 +1,10 @@
 """Group Relative Policy Optimization for Stable-Baselines3."""
 
 from sb3_grpo.callbacks import GroupEvalCallback, RegroupCallback, plot_regrouping
+from sb3_grpo.diagnostics import GroupRecord
 from sb3_grpo.envs import register_envs
 from sb3_grpo.evaluation import GroupEvaluation, evaluate_groups
-from sb3_grpo.grpo import GRPO, GroupRecord
+from sb3_grpo.grpo import GRPO
 from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_grpo.regroup_plan import RegroupEvent
 from sb3_grpo.task_sampling import TaskSamplingCallback

@@ -113,7 +113,10 @@ class CompiledFunction:
 
     def _compile_graph(self, module: th.fx.GraphModule, examples: list[Any]) -> Callable[..., Sequence[th.Tensor]]:
         inductor = importlib.import_module("torch._inductor")  # takes a second, and nothing else needs it
-        graph = inductor.compile(module, examples, options=self.options)
+        with warnings.catch_warnings():
+            # advice on how to write the function for a GPU; results do not depend on it
+            warnings.simplefilter("ignore", UserWarning)
+            graph = inductor.compile(module, examples, options=self.options)
 
         def run(*inputs: Any) -> Sequence[th.Tensor]:
             outputs = graph(*inputs)

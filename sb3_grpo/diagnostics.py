@@ -1,7 +1,8 @@
-"""Diagnostics: say what is NaN or infinite and in which group, and log an update."""
+"""Diagnostics: say what is NaN or infinite and in which group, log an update, and describe the groups."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -16,9 +17,32 @@ from sb3_grpo.losses import approx_kl, group_penalty, relative_advantage_matrix
 from sb3_grpo.routing import NonFiniteError
 
 if TYPE_CHECKING:
-    from sb3_grpo.balancing import GroupScores, GroupWeights
+    from sb3_grpo.balancing import GroupWeights
     from sb3_grpo.policies import GroupActorCriticPolicy
+    from sb3_grpo.scores import GroupScores
     from sb3_grpo.update import UpdateStep
+
+
+class GroupRecord(NamedTuple):
+    """What is known of one group in use."""
+
+    group: int
+    cells: list[int]
+    steps: int  # in the last rollout
+    score: float  # mean over these steps; nan without steps
+    weight: float  # factor on the group's policy-gradient loss; 1 = PPO
+
+
+def group_records(cell_to_group: Sequence[int], stats: Iterable[tuple[int, int, float, float]]) -> list[GroupRecord]:
+    """
+    Return one record per group in use, in the order of their numbers.
+
+    :param cell_to_group: group of each cell
+    :param stats: group, steps, score and weight of the groups that had steps in the last rollout
+    """
+    cells = {group: [c for c, g in enumerate(cell_to_group) if g == group] for group in sorted(set(cell_to_group))}
+    known = {group: numbers for group, *numbers in stats}
+    return [GroupRecord(group, cells[group], *known.get(group, (0, math.nan, 1.0))) for group in cells]
 
 
 def explain_failure(policy: "GroupActorCriticPolicy", obs: PyTorchObs) -> None:

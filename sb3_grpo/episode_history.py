@@ -36,17 +36,20 @@ class EpisodeHistory(nn.Module):
         :param returns: return of each, finite, in the order in which they ended, shape ``(E,)``
         :param cells: cell of each, shape ``(E,)``
         """
+        count, first, recent, best = (tensor.cpu().numpy().astype(np.float64) for tensor in self.buffers())
         for cell in np.unique(cells).tolist():
             own = returns[cells == cell]
-            known, new = int(self.count[cell]), len(own)
-            self.best[cell] = max(float(own.max()), float(self.best[cell]) if known else -np.inf)
+            known, new = count[cell], len(own)
+            best[cell] = max(own.max(), best[cell]) if known else own.max()
             n_first = min(known, N_FIRST)
-            early = own[: N_FIRST - n_first]
+            early = own[: int(N_FIRST - n_first)]
             if len(early):
-                self.first[cell] = (float(self.first[cell]) * n_first + early.sum()) / (n_first + len(early))
+                first[cell] = (first[cell] * n_first + early.sum()) / (n_first + len(early))
             rate = max(1 - (1 - 1 / N_RECENT) ** new, new / (known + new))
-            self.recent[cell] += rate * (own.mean() - float(self.recent[cell]))
-            self.count[cell] = known + new
+            recent[cell] += rate * (own.mean() - recent[cell])
+            count[cell] = known + new
+        for tensor, values in zip(self.buffers(), (count, first, recent, best), strict=True):
+            tensor.copy_(th.as_tensor(values.astype(np.float32)))
 
     def spans(self, targets: np.ndarray | None) -> np.ndarray:
         """

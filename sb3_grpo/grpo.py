@@ -1,8 +1,7 @@
 """GRPO: PPO with groups of decisions that have their own heads and are balanced against each other."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
@@ -13,7 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_grpo.advantages import ESTIMATORS, normalize_by_group
+from sb3_grpo.advantages import ESTIMATORS, normalize_by_group, single_reward_deviation
 from sb3_grpo.arguments import (
     NOT_NAN,
     check_arguments,
@@ -30,14 +29,14 @@ from sb3_grpo.arguments import (
 from sb3_grpo.balancing import BALANCERS, GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, Rollout
 from sb3_grpo.callbacks import RegroupCallback, tell_interrupted, with_callbacks
-from sb3_grpo.diagnostics import log_groups, log_policy, log_update
+from sb3_grpo.diagnostics import GroupRecord, group_records, log_groups, log_policy, log_update
 from sb3_grpo.epochs import EpochLoop
 from sb3_grpo.headed_policy import fit_router_and_route
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.model_files import ModelFiles
 from sb3_grpo.objective import PPOObjective
 from sb3_grpo.policies import POLICIES, GroupActorCriticPolicy
-from sb3_grpo.recording import RolloutRecorder
+from sb3_grpo.recording import Outcome, RolloutRecorder
 from sb3_grpo.regrouping import Regrouper, RegroupRule
 from sb3_grpo.routing import check_first_observations
 from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
@@ -47,16 +46,6 @@ from sb3_grpo.update import CompiledUpdate, Update, check_plain_adam, has_hooks,
 SelfGRPO = TypeVar("SelfGRPO", bound="GRPO")
 
 
-class GroupRecord(NamedTuple):
-    """What is known of one group in use."""
-
-    group: int
-    cells: list[int]
-    steps: int  # in the last rollout
-    score: float  # mean over these steps; nan without steps
-    weight: float  # factor on the group's policy-gradient loss; 1 = PPO
-
-
 class GRPO(ModelFiles):
     """
     Group Relative Policy Optimization: PPO whose decisions are divided into groups that are balanced against each other.
@@ -64,8 +53,7 @@ class GRPO(ModelFiles):
     Every group has its own sub-policy (head). The loss is ``L = L_PPO + group_coef * ||M||_F^2`` with
     ``M_ij = (R_i - R_j) / sigma_R``. With ``n_groups=1`` it is SB3's PPO, bit for bit.
 
-    The arguments up to ``_init_setup_model`` are PPO's, in PPO's order and with PPO's defaults; the others are
-    keyword-only.
+    The arguments up to ``_init_setup_model`` are PPO's, with its order and defaults; the others are keyword-only.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of
         :class:`~sb3_grpo.policies.GroupActorCriticPolicy`
@@ -77,12 +65,12 @@ class GRPO(ModelFiles):
     :param gamma: Discount factor
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     :param clip_range: Clipping parameter, it can be a function of the current progress remaining (from 1 to 0)
-    :param clip_range_vf: Clipping parameter for the value function, ``None`` for no clipping; it depends on
-        the reward scaling, but with ``normalize_advantage="group"`` it is in units of the group's returns
-    :param normalize_advantage: ``True``: per minibatch, as PPO. ``"group"``: subtract each group's mean over
-        the rollout and divide by its standard deviation, and have value heads in units of their group's returns;
-        for groups that are whole episodes (tasks), above all when their rewards have different scales. It removes
-        real information where groups are regions inside an episode. ``False``: not at all.
+    :param clip_range_vf: Clipping parameter for the value function, ``None`` for no clipping; it depends on the reward
+        scaling, but with ``normalize_advantage="group"`` it is in units of the group's returns
+    :param normalize_advantage: ``True``: per minibatch, as PPO. ``"group"``: subtract each group's mean over the rollout
+        and divide by its standard deviation, but at least by what a single reward would make it, and have value heads
+        in units of their group's returns, without which advantages could not be in such units; for groups that are
+        whole episodes (tasks). It removes information where groups are regions in an episode. ``False``: not at all.
     :param ent_coef: Entropy coefficient for the loss calculation
     :param vf_coef: Value function coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
@@ -104,10 +92,9 @@ class GRPO(ModelFiles):
     :param max_groups: largest number of groups, at least ``n_groups``. ``None``: one per cell, but one if ``n_groups=1`` is
         given, and ``n_groups`` if groups never split (``split_kl=None``). To begin with one group that may split, give
         both: ``n_groups=1, max_groups=8``; until it splits it is PPO.
-    :param router: how an observation is assigned to its cell: ``"random"`` (Voronoi cells of the
-        observation space), ``"one_hot"``, ``"discrete"``, or a function that maps a batch of observations
-        (tensor, or dict of tensors) to integer cells of shape ``(B,)``. Give the router whenever you know
-        what your tasks or phases are.
+    :param router: how an observation is assigned to its cell: ``"random"`` (Voronoi cells of the observation space),
+        ``"one_hot"``, ``"discrete"``, or a function that maps a batch of observations (tensor, or dict of tensors) to
+        integer cells of shape ``(B,)``. Give the router whenever you know what your tasks or phases are.
     :param router_kwargs: ``n_cells`` (random: default 8 or ``n_groups`` if that is more; callable: required),
         ``columns=(start, stop)`` and ``hide`` (one_hot), ``key`` and ``hide`` (discrete); ``hide=True`` keeps what
         names the cell from the policy's trunk
@@ -118,10 +105,8 @@ class GRPO(ModelFiles):
         remaining progress (from 1 to 0), or ``"lin_0.05"`` (from 0.05 linearly to 0). At least 0, which is no balancing;
         where the cap binds (``groups/coef_effective`` stays below ``group_coef``) a larger value changes nothing.
     :param group_score: what groups are compared by, a key of :data:`sb3_grpo.scores.SCORES`: ``"return"`` (mean
-        return-to-go of their steps, as SB3 estimates it for the value function) or ``"reward"`` (mean reward, to which
-        SB3 adds the value of the last observation where a time limit ends the episode), both in units of the group's
-        rewards; ``"raw_return"`` (in the unit that the rewards have); ``"gap"`` (how near episodes come to
-        ``group_targets``, or to the best episode so far; also for rewards of opposite sign)
+        return-to-go of their steps) or ``"reward"`` (mean reward), both in units of the group's rewards; ``"gap"`` (how
+        near episodes come to ``group_targets``, or to the best episode so far); ``"raw_return"`` (in the rewards' unit)
     :param group_targets: return of an episode that is to be reached in each cell, for ``group_score="gap"``
     :param group_scale: ``sigma_R``, pooled over the steps of a rollout: ``"std"`` or ``"range"`` (largest minus
         smallest: weaker and bounded, for scores with rare extreme values)
@@ -180,7 +165,7 @@ class GRPO(ModelFiles):
         router_kwargs: dict[str, Any] | None = None,
         advantage_estimator: str = "gae",
         balancer: str = "relative_penalty",
-        group_coef: float | Schedule | str = 0.005,
+        group_coef: float | Schedule | str = 0.05,
         group_score: str = "return",
         group_targets: Sequence[float] | None = None,
         group_scale: Literal["std", "range"] = "std",
@@ -285,19 +270,18 @@ class GRPO(ModelFiles):
     @property
     def groups(self) -> list[GroupRecord]:
         """One record per group in use, in the order of their numbers."""
-        cell_to_group = self.policy.grouping.cell_to_group.tolist()
-        cells = {group: [c for c, g in enumerate(cell_to_group) if g == group] for group in sorted(set(cell_to_group))}
-        stats = {group: numbers for group, *numbers in self._group_stats}
-        return [GroupRecord(group, cells[group], *stats.get(group, (0, math.nan, 1.0))) for group in cells]
+        return group_records(self.policy.grouping.cell_to_group.tolist(), self._group_stats)
 
     def train(self) -> None:
-        """Update the policy with the rollout in the buffer: group, estimate, weigh, observe, update, log."""
+        """Update the policy with the rollout in the buffer: group, estimate, normalize, weigh, observe, update, log."""
         self.policy.set_training_mode(True)
         clip_range, clip_range_vf = self._read_schedules()
         cells = fit_router_and_route(self.policy, self.rollout_buffer)
-        groups = self.policy.grouping.cell_to_group[cells].cpu().numpy()
-        rollout, advantages, divisor = self._estimate_advantages(cells, groups)
-        scores, weights = self._weigh_groups(cells, advantages, divisor)
+        cell_to_group = self.policy.grouping.cell_to_group.cpu().numpy()
+        groups = cell_to_group[cells.cpu().numpy()]
+        outcome = self._record_outcome(cells, groups)
+        rollout, divisor = self._normalize_advantages(outcome, cell_to_group)
+        scores, weights = self._weigh_groups(outcome, cell_to_group, divisor)
         step_weights = weights.at(scores.groups, groups)
         rollout = rollout._replace(weights=th.as_tensor(step_weights, device=self.device))
         if self.regrouper is not None and self.regroup_rule.changes_groups:
@@ -329,27 +313,34 @@ class GRPO(ModelFiles):
         assert values[0] is not None
         return values[0], values[1]
 
-    def _estimate_advantages(self, cells: th.Tensor, groups: np.ndarray) -> tuple[Rollout, np.ndarray, np.ndarray | None]:
-        """Return the rollout with heads and advantages, these before they are divided by group, and what each group's are."""
-        policy, divisor = self.policy, None
-        rollout = self.rollout_buffer.samples()._replace(heads=policy.grouping.cell_to_head[cells])
-        advantages = normalized = self._estimator(self.rollout_buffer, groups)
-        if self.normalize_advantage == "group":
-            assert policy.value_scale is not None
-            with interrupts_delayed():
-                policy.value_scale.update(rollout.returns.cpu().numpy(), rollout.heads.cpu().numpy(), policy.value_net)
-            normalized, divisor = normalize_by_group(advantages, groups, policy.grouping.max_groups)
-        tensor = th.as_tensor(normalized, dtype=rollout.advantages.dtype, device=self.device)
-        return rollout._replace(advantages=tensor), advantages, divisor
-
-    def _weigh_groups(
-        self, cells: th.Tensor, advantages: np.ndarray, divisor: np.ndarray | None
-    ) -> tuple[GroupScores, GroupWeights]:
-        """Compare the groups of the rollout, and weigh them."""
+    def _record_outcome(self, cells: th.Tensor, groups: np.ndarray) -> Outcome:
+        """Estimate advantages, and take what the steps of the rollout brought into the history of scores."""
+        advantages = self._estimator(self.rollout_buffer, groups)
         outcome = self._recorder.outcome(self.rollout_buffer, cells.cpu().numpy(), advantages)
         with interrupts_delayed():
             self.score_history.update(outcome)
-        cell_to_group = self.policy.grouping.cell_to_group.cpu().numpy()
+        return outcome
+
+    def _normalize_advantages(self, outcome: Outcome, cell_to_group: np.ndarray) -> tuple[Rollout, np.ndarray | None]:
+        """Return the rollout with heads and advantages, and what each group's were divided by; update the value scale."""
+        policy, divisor = self.policy, None
+        heads = policy.grouping.cell_to_head[th.as_tensor(outcome.cells, device=self.device)]
+        rollout, advantages = self.rollout_buffer.samples()._replace(heads=heads), outcome.advantages
+        if self.normalize_advantage == "group":
+            assert policy.value_scale is not None
+            with interrupts_delayed():
+                policy.value_scale.update(outcome.returns, heads.cpu().numpy(), policy.value_net)
+            groups, max_groups = cell_to_group[outcome.cells], policy.grouping.max_groups
+            per_scale = self.score_history.reward_scale.inverse_of_groups(cell_to_group, max_groups)
+            floor = single_reward_deviation(groups, per_scale, self.gamma * self.gae_lambda, self.n_steps)
+            advantages, divisor = normalize_by_group(advantages, groups, floor)
+        tensor = th.as_tensor(advantages, dtype=rollout.advantages.dtype, device=self.device)
+        return rollout._replace(advantages=tensor), divisor
+
+    def _weigh_groups(
+        self, outcome: Outcome, cell_to_group: np.ndarray, divisor: np.ndarray | None
+    ) -> tuple[GroupScores, GroupWeights]:
+        """Compare the groups of the rollout, and weigh them."""
         scores = self._score.compare(outcome, cell_to_group, self.score_history, divisor, self.group_scale)
         weights = self._balancer(scores, self._current_progress_remaining)
         columns = (scores.groups, scores.counts, scores.scores, weights.weights)

@@ -93,9 +93,8 @@ def group_weights(slope: Array, shares: Array, advantage_scale: Array, coef: flo
     :param coef: lambda, between 0 and :func:`largest_group_coef`
     :return: shape ``(K,)``, at least 0
     """
-    weights = 1 - coef * slope * advantage_scale / shares
     # at the largest lambda rounding can leave a weight a little below 0
-    return weights * (weights > 0)
+    return (1 - coef * slope * advantage_scale / shares).clip(0)
 
 
 def score_fluctuation(step_scores: Array, kind: str) -> Any:

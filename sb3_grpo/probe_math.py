@@ -1,8 +1,8 @@
 """
 Solve for probes and measure the KL divergences between them, as pure functions of sums over steps.
 
-A probe is the head that the data of one cell ask for, see :class:`sb3_grpo.probes.Probes`. All divergences here are those
-at ``kl_coef = 1``; at another coefficient they are ``1 / kl_coef**2`` times as large.
+A probe is the head that the data of one cell ask for, see :class:`sb3_grpo.probes.Probes`. Divergences are those at
+``kl_coef = 1`` where nothing else is said; :func:`limited_scale` converts them to another coefficient.
 
 Notation: ``P`` cells or sets of cells, ``G`` groups, ``n`` outputs of a head, ``d`` entries of a latent vector with a
 constant 1 appended, ``grad`` the gradient of the log-likelihood of the action with respect to the outputs of the head.
@@ -25,6 +25,8 @@ MIN_CROSS_FOLD_SHARE = 0.01
 RIDGE = 0.1
 # Regularises the second moment of grad: added to all eigenvalues, which are near 0 for a nearly deterministic policy
 GRAD_FLOOR = 0.05
+# Maximum mean KL divergence of probes from the head, nats. Probes that would be further away get a larger coefficient
+MAX_PROBE_KL = 0.8
 # Maximum number of head outputs that are computed at once
 MAX_OUTPUTS = 2**20
 # Maximum number of pairs of groups for which the KL within their union is measured, and of pairs in one chunk
@@ -127,9 +129,30 @@ def product(left: th.Tensor, right: th.Tensor, grad_moment: th.Tensor, latent_mo
     return 0.5 * (left * (grad_moment.unsqueeze(1) @ th.einsum("pfik,pkj->pfij", right, latent_moment))).sum(dim=(-2, -1))
 
 
-def within_kl(cell_sums: Sums, group_sums: Sums, members: th.Tensor, indices: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+def limited_scale(probe_kl: th.Tensor, kl_coef: float) -> th.Tensor:
     """
-    Measure the within-group KL: the step-weighted mean of ``KL(probe of a cell || joint probe of its group)``.
+    Return the factor that converts divergences from ``kl_coef = 1`` to ``kl_coef``, or to a larger, sufficient coefficient.
+
+    A coefficient is sufficient if the probes are on average at most ``MAX_PROBE_KL`` from the head.
+
+    :param probe_kl: mean KL divergence of the probes from the head at ``kl_coef = 1``, nats, any shape; can be negative
+    :param kl_coef: smallest coefficient, above 0
+    :return: ``1 / coefficient**2``, same shape
+    """
+    return MAX_PROBE_KL / probe_kl.clamp(min=MAX_PROBE_KL * kl_coef**2)
+
+
+class Within(NamedTuple):
+    """Divergences of the cells' probes in each of ``Q`` groups, step-weighted means over cells, nats, shape ``(Q,)``."""
+
+    kl: th.Tensor  # from the joint probe of the group
+    error: th.Tensor  # standard error of `kl`
+    probe_kl: th.Tensor  # from the head of the group
+
+
+def within_kl(cell_sums: Sums, group_sums: Sums, members: th.Tensor, indices: th.Tensor) -> Within:
+    """
+    Measure how far the probes of a group's cells are from the joint probe (the within-group KL) and from the head.
 
     Each fold's probe is multiplied with that of all other folds. Their noise is independent, so the estimate is unbiased;
     it can be negative.
@@ -138,7 +161,6 @@ def within_kl(cell_sums: Sums, group_sums: Sums, members: th.Tensor, indices: th
     :param group_sums: sums of ``G`` groups
     :param members: whether each cell belongs to each group, shape ``(G, P)``, 0 or 1
     :param indices: the groups to measure, shape ``(Q,)``
-    :return: the KL in nats, and its standard error, both of shape ``(Q,)``
     """
     members = members[indices]
     cells = members.sum(dim=0).nonzero().flatten()
@@ -146,13 +168,14 @@ def within_kl(cell_sums: Sums, group_sums: Sums, members: th.Tensor, indices: th
     of_cells, of_groups = (leave_one_out(*sums.solve()) for sums in (cell_sums, group_sums.pick(indices)))
     group = members.T.nonzero()[:, 1]
     own, others = of_cells.own - of_groups.own[group], of_cells.others - of_groups.others[group]
-    kl = product(own, others, *cell_sums.moments()).nan_to_num()
+    moments = cell_sums.moments()
+    kl, probe_kl = (product(*means, *moments).nan_to_num() for means in ((own, others), of_cells))
     counts = members @ cell_sums.counts
     by_fold, share = (values / counts.sum(dim=1, keepdim=True) for values in (members @ (cell_sums.counts * kl), counts))
     mean = by_fold.sum(dim=1)
     error = ((by_fold - share * mean.unsqueeze(1)).square().sum(dim=1) * N_FOLDS / (N_FOLDS - 1)).sqrt()
     # factor 2: the noise of a fold enters its own term and the terms of all others, but the spread shows the first only
-    return mean, 2 * error
+    return Within(mean, 2 * error, (members @ (cell_sums.counts * probe_kl)).sum(dim=1) / counts.sum(dim=1))
 
 
 def between_kl(heads: th.Tensor, group_sums: Sums, mergeable: th.Tensor, kl_coef: float, merge_kl: float) -> th.Tensor:
@@ -180,29 +203,34 @@ def between_kl(heads: th.Tensor, group_sums: Sums, mergeable: th.Tensor, kl_coef
     candidates = group_sums.pick(in_pairs)
     probes = leave_one_out(*candidates.solve())
     for chunk in pairs.split(PAIRS_PER_CHUNK):
-        unions = _union_kl(candidates, probes, chunk) / kl_coef**2
+        unions = _union_kl(candidates, probes, chunk, kl_coef)
         first, second = in_pairs[chunk].T
         between[first, second] = between[second, first] = th.maximum(heads[first, second], unions)
     return between
 
 
-def _union_kl(sums: Sums, probes: FoldMeans, pairs: th.Tensor) -> th.Tensor:
+def _union_kl(sums: Sums, probes: FoldMeans, pairs: th.Tensor, kl_coef: float) -> th.Tensor:
     """
-    Measure the KL that the union of two groups would have within itself.
+    Measure the KL that the union of two groups would have within itself, at the coefficient of :func:`limited_scale`.
 
     :param sums: sums of groups
     :param probes: their joint probes
     :param pairs: indices of two groups each, shape ``(Q, 2)``
+    :param kl_coef: smallest coefficient of the KL in the probes' objective, above 0
     :return: step-weighted mean of ``KL(joint probe of a group || joint probe of the union)``, nats, shape ``(Q,)``
     """
     first, second = (sums.pick(group) for group in pairs.T)
     union = Sums(*(x + y for x, y in zip(first, second, strict=True)))
     of_unions = leave_one_out(*union.solve())
-    kl = union.counts.new_zeros(len(pairs))
+    kl, probe_kl = union.counts.new_zeros(2, len(pairs))
     for group, group_sums in zip(pairs.T, (first, second), strict=True):
-        own, others = (x[group] - of_union for x, of_union in zip(probes, of_unions, strict=True))
-        kl += (group_sums.counts * product(own, others, *group_sums.moments()).nan_to_num()).sum(dim=1)
-    return kl / union.counts.sum(dim=1)
+        of_group = FoldMeans(*(x[group] for x in probes))
+        apart = FoldMeans(of_group.own - of_unions.own, of_group.others - of_unions.others)
+        moments = group_sums.moments()
+        kl += (group_sums.counts * product(*apart, *moments).nan_to_num()).sum(dim=1)
+        probe_kl += (group_sums.counts * product(*of_group, *moments).nan_to_num()).sum(dim=1)
+    counts = union.counts.sum(dim=1)
+    return kl / counts * limited_scale(probe_kl / counts, kl_coef)
 
 
 def cells_kl(sums: Sums, parts: Sequence[slice]) -> th.Tensor:

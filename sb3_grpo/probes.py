@@ -14,6 +14,7 @@ from sb3_grpo.probe_math import (
     between_kl,
     cells_kl,
     heads_kl,
+    limited_scale,
     pack_symmetric,
     random_projection,
     std_by,
@@ -58,6 +59,11 @@ class Probes(nn.Module):
     the policy gradient ``g`` and the Fisher matrix ``F`` of the head, and ``KL = <X, F X> / 2``, in nats. ``F`` is used in
     its Kronecker-factored form (https://arxiv.org/abs/1503.05671), ``F = G x S``: the second moments ``G`` of the gradient
     of the log-likelihood and ``S`` of the latent vector.
+
+    Far from the head the second-order form holds no longer. Where the probes of a group's cells would on average be more than
+    ``MAX_PROBE_KL`` from the head, all probes of the group get the larger coefficient that keeps them there. The KL within
+    the group is then ``MAX_PROBE_KL`` times the share of what the cells ask for that their joint probe does not give them:
+    strong common wishes do not look like a contradiction.
 
     The square of a noisy gradient is biased upwards: with few data every cell would seem to contradict every other. The
     data of a cell are therefore kept in ``N_FOLDS`` folds, and only products of different folds enter a square. Their
@@ -206,7 +212,7 @@ class Probes(nn.Module):
         unused.
 
         :param cell_to_group: group of each cell, shape ``(C,)``, integers in ``[0, K)``
-        :param kl_coef: coefficient of the KL divergence in the probes' objective, above 0
+        :param kl_coef: smallest coefficient of the KL divergence in the probes' objective, above 0
         :param head_outputs: computes the outputs of the heads of given groups
         :param mergeable: whether each group may be merged, shape ``(K,)``
         :param merge_kl: nats; ``None``: no merges
@@ -226,19 +232,22 @@ class Probes(nn.Module):
         between = counts.new_full((n_groups, n_groups), th.nan)
         heads = self._heads_kl(cell_to_group, groups, head_outputs)
         between[groups.unsqueeze(1), groups] = between_kl(heads, group_sums, mergeable[groups], kl_coef, merge_kl or 0.0)
-        within, within_error = counts.new_full((2, n_groups), th.nan)
+        within, within_error, scale = counts.new_full((3, n_groups), th.nan)
         # a group of one cell cannot contradict itself
         comparable = (members.sum(dim=1) > 1) & (group_sums.counts.sum(dim=1) >= MIN_GROUP_COUNT)
         indices = comparable.nonzero().flatten()
-        for values, measured in zip((within, within_error), within_kl(cell_sums, group_sums, members, indices), strict=True):
-            values[groups[indices]] = measured / kl_coef**2
+        measured = within_kl(cell_sums, group_sums, members, indices)
+        scale[groups[indices]] = limited_scale(measured.probe_kl, kl_coef)
+        for values, found in ((within, measured.kl), (within_error, measured.error)):
+            values[groups[indices]] = found * scale[groups[indices]]
 
         contradicting = is_contradiction(within, within_error, split_kl) & (len(cell_to_group.unique()) < n_groups)
         by_part = counts.new_full((len(PARTS), len(seen), len(seen)), th.nan)
         for group in contradicting.nonzero().flatten().tolist():
             inside = (cell_to_group[cells] == group).nonzero().flatten()
             of_group = cells[inside]
-            by_part[:, of_group.unsqueeze(1), of_group] = cells_kl(cell_sums.pick(inside), PARTS).clamp(min=0) / kl_coef**2
+            kl = cells_kl(cell_sums.pick(inside), PARTS).clamp(min=0) * scale[group]
+            by_part[:, of_group.unsqueeze(1), of_group] = kl
         return Divergences(between, within, within_error, by_part[0], by_part[1:], counts * seen)
 
     def _heads_kl(self, cell_to_group: th.Tensor, groups: th.Tensor, head_outputs: HeadOutputs) -> th.Tensor:

@@ -556,8 +556,8 @@ class TestOnAverage:
         for seed in range(50):
             rollout = two_actions(seed, MIN_GROUP_COUNT, [0, 0, 0, 1])
             model = learn(make_probes(4), rollout)
-            result = measure(model, [0, 0, 0, 1])
-            of_cells = cells_kl(everything(model), [slice(None)])[0] / KL_COEF**2
+            result = measure(model, [0, 0, 0, 1], kl_coef=1.0)
+            of_cells = cells_kl(everything(model), [slice(None)])[0]
             values.append([result.between[0, 1].item() / of_cells[:3, 3].mean().item(), 3 / 16])
         ratio, expected = np.mean(values, axis=0)
         assert ratio == pytest.approx(expected, rel=0.05)
@@ -570,10 +570,10 @@ class TestContradiction:
     def test_is_found_and_divided(self):
         result = measure(learn(make_probes(10), two_actions(0, 8000, TYPES)))
         assert result.within[0] > 5 * MIN_Z_SCORE * result.within_error[0] > 0
-        assert result.within[0] > 10
+        assert result.within[0] > 0.5
         assert bipartition(list(range(10)), result.cells, result.cell_counts) == [5, 6, 7, 8, 9]
 
-    @pytest.mark.parametrize("types", [[0, 1] * 5, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 1, 0, 0, 1, 1]])
+    @pytest.mark.parametrize("types", [[0, 1] * 5, [1, 0, 0, 0, 0, 0, 0, 0, 1, 0], [0, 0, 1, 1, 0, 1, 0, 0, 1, 1]])
     def test_however_the_cells_are_numbered(self, types):
         result = measure(learn(make_probes(10), two_actions(0, 8000, types)))
         moving = [cell for cell in range(10) if types[cell] != types[0]]
@@ -602,10 +602,12 @@ class TestContradiction:
         """Groups of one type each: nothing within, all of it between."""
         result = measure(learn(make_probes(10), two_actions(0, 10_000, TYPES)), TYPES)
         assert (result.within[:2] < MIN_Z_SCORE * result.within_error[:2]).all()
-        assert result.between[0, 1] > 10
+        assert result.between[0, 1] > 0.5
         mixed = measure(learn(make_probes(10), two_actions(0, 10_000, TYPES)), [0, 1] * 5)
-        assert mixed.between[0, 1] < 0.2 * result.between[0, 1]
-        assert (mixed.within[:2] > 10).all()
+        assert (mixed.within[:2] > 0.5).all()
+        # the joint probes of mixed groups hardly differ from the heads: no limit applies
+        free = measure(learn(make_probes(10), two_actions(0, 10_000, TYPES)), TYPES, kl_coef=1.0)
+        assert mixed.between[0, 1] < 0.2 * free.between[0, 1] / KL_COEF**2
 
     def test_of_latents(self):
         """Cells that agree on average, but want opposite things at each point of the latent space."""
@@ -621,7 +623,7 @@ class TestContradiction:
         rollout = two_actions(0, 8000, TYPES)
         folds = rollout.folds.where(rollout.cells != 9, fold)
         result = measure(learn(make_probes(10), rollout._replace(folds=folds)))
-        assert result.within[0] > 10
+        assert result.within[0] > 0.5
         events = plan_regrouping(result, th.zeros(10, dtype=th.long), th.ones(10, dtype=th.bool), None, 0.3)
         # to wait is fine, and so is to leave that cell where it is
         for event in events:
@@ -692,10 +694,36 @@ class TestNoAnswer:
 class TestKLCoef:
     def test_contradictions_grow_with_its_inverse_square(self):
         model = learn(make_probes(10), two_actions(0, 8000, TYPES))
-        one, other = (measure(model, TYPES, kl_coef=kl_coef) for kl_coef in (0.03, 0.09))
+        one, other = (measure(model, TYPES, kl_coef=kl_coef) for kl_coef in (1.0, 3.0))
         for name in ("within", "within_error", "cells", "cells_by_half"):
             th.testing.assert_close(getattr(one, name), 9 * getattr(other, name), equal_nan=True)
         assert one.between[0, 1] == pytest.approx(9 * other.between[0, 1])
+
+    @pytest.mark.parametrize("kl_coef", [0.05, 0.005])
+    def test_probes_stay_near_the_head_however_small_it_is(self, kl_coef):
+        """All that the cells ask for is contradiction: the KL within is how far their probes are from the head."""
+        model = learn(make_probes(10), two_actions(0, 8000, TYPES))
+        result = measure(model, kl_coef=kl_coef)
+        assert result.within[0].item() == pytest.approx(0.8, rel=0.02)
+        # z-score and partition are those of a coefficient that sets no limit
+        free = measure(model, kl_coef=1.0, split_kl=0.01)
+        assert free.within[0] < 0.4
+        th.testing.assert_close(result.within_error[0] / result.within[0], free.within_error[0] / free.within[0])
+        th.testing.assert_close(result.cells / result.within[0], free.cells / free.within[0], rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize(("n_opposed", "splits"), [(1, False), (5, True)])
+    def test_what_cells_have_in_common_is_held_against_a_split(self, n_opposed, splits):
+        """With ``p`` of the cells opposed, ``4 p (1 - p)`` of what all ask for is contradiction: 0.23 and 0.86."""
+        model = learn(make_probes(16), two_actions(0, 10_000, [1] * n_opposed + [0] * (16 - n_opposed), noise=0.5))
+        result = measure(model)
+        p = n_opposed / 16
+        assert result.within[0].item() == pytest.approx(0.8 * 4 * p * (1 - p), rel=0.1)
+        assert result.within[0] > MIN_Z_SCORE * result.within_error[0]
+        # half the threshold finds both
+        for split_kl, found in ((0.3, splits), (0.15, True)):
+            result = measure(model, split_kl=split_kl)
+            events = plan_regrouping(result, th.zeros(16, dtype=th.long), th.ones(16, dtype=th.bool), None, split_kl)
+            assert [len(event.cells) for event in events if isinstance(event, Split)] == [16 - n_opposed] * found
 
     def test_measuring_changes_nothing(self):
         model = learn(make_probes(10), two_actions(0, 8000, TYPES))
@@ -731,20 +759,31 @@ class Direct:
         return np.linalg.solve(fisher, gradient) / KL_COEF
 
     def by_fold(self, part: list[int], whole: list[int]) -> np.ndarray:
-        """``KL(probe of the part || probe of the whole)`` on the data of the part; each fold against all others."""
+        """
+        ``KL(probe of the part || probe of the whole)`` on the data of the part; each fold against all others.
+
+        With an empty whole it is the KL from the head.
+        """
         kls = []
         for fold in FOLDS:
             others = [other for other in FOLDS if other != fold]
-            one, rest = (self.probe(part, folds) - self.probe(whole, folds) for folds in ([fold], others))
+            one, rest = (self.probe(part, folds) - (self.probe(whole, folds) if whole else 0) for folds in ([fold], others))
             kls.append(one @ self.fisher(part) @ rest / 2)
         return np.array(kls)
 
-    def within(self, group: list[int], parts: list[list[int]]) -> tuple[float, float]:
+    def terms(self, group: list[int], parts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         steps = np.array([[self.steps(part, [fold]) for fold in FOLDS] for part in parts])
-        terms = steps * [self.by_fold(part, group) for part in parts] / steps.sum()
-        mean, share = terms.sum(), steps.sum(axis=0) / steps.sum()
+        return steps * [self.by_fold(part, group) for part in parts] / steps.sum(), steps.sum(axis=0) / steps.sum()
+
+    def limit(self, parts: list[list[int]]) -> float:
+        """What divergences are multiplied by, so that the probes of the parts are at most 0.8 nats from the head."""
+        return 0.8 / max(0.8, self.terms([], parts)[0].sum())
+
+    def within(self, group: list[int], parts: list[list[int]]) -> tuple[float, float]:
+        terms, share = self.terms(group, parts)
+        mean = terms.sum()
         error = np.sqrt(np.square(terms.sum(axis=0) - share * mean).sum() * N_FOLDS / (N_FOLDS - 1))
-        return mean, 2 * error
+        return mean * self.limit(parts), 2 * error * self.limit(parts)
 
     def distance(self, a: int, b: int, folds: list[int]) -> float:
         fisher, wants = self.fisher([a]), {cell: self.probe([cell], folds) for cell in (a, b)}
@@ -798,13 +837,15 @@ class TestDefinition:
     def test_cells(self, both):
         result, direct = both
         for group in GROUPS[:2]:
+            limit = direct.limit([[cell] for cell in group])
+            assert limit < 0.1
             for a, b in itertools.permutations(group, 2):
                 for measured, folds in (
                     (result.cells, FOLDS),
                     *zip(result.cells_by_half, (FOLDS[::2], FOLDS[1::2]), strict=True),
                 ):
                     # nearly equal cells are the difference of large numbers
-                    assert measured[a, b].item() == pytest.approx(direct.distance(a, b, folds), rel=1e-3, abs=0.05)
+                    assert measured[a, b].item() == pytest.approx(limit * direct.distance(a, b, folds), rel=1e-3, abs=0.005)
         assert result.cells.isfinite().sum() == sum(len(group) ** 2 for group in GROUPS[:2])
 
 
@@ -846,7 +887,7 @@ class TestHeads:
 
     def test_that_are_alike_still_differ_if_their_cells_contradict_each_other(self):
         result = measure(learn(make_probes(2), two_actions(0, 8000, [0, 1])), [0, 1])
-        assert result.between[0, 1] > 10
+        assert result.between[0, 1] > 0.5
 
 
 class TestUnions:
@@ -865,11 +906,11 @@ class TestUnions:
 
     def test_are_not_asked_for_where_heads_differ(self):
         weight = random_heads(0, 4)
-        far = self.contradicting(weight=weight)
+        far, alone = (self.contradicting(weight=weight, kl_coef=kl_coef) for kl_coef in (KL_COEF, 1e6))
         assert far.between[~th.eye(4, dtype=th.bool)].min() > 0.1
         # the contradiction of cells 0 and 2 is not what is said, but their heads
-        assert far.between[0, 2] < 5 < self.contradicting().between[0, 2]
-        th.testing.assert_close(far.between, self.contradicting(weight=weight, kl_coef=1e6).between)
+        assert self.contradicting().between[0, 2] > 0.5
+        th.testing.assert_close(far.between, alone.between)
 
     def test_no_merging_no_unions(self):
         assert self.contradicting(merge_kl=None).between.eq(0).all()

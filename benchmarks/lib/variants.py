@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from scipy.special import softmax
 from stable_baselines3.common.buffers import RolloutBuffer
 from torchjd.aggregation import UPGrad
 
 from benchmarks.lib.tasks import N_TASKS
 from sb3_grpo import GRPO
-from sb3_grpo.balancing import Balancer, GroupScores, GroupWeights
+from sb3_grpo.balancing import GroupWeights
 from sb3_grpo.buffers import Rollout
 from sb3_grpo.heads import HEAD_DIMS, split_heads
 from sb3_grpo.losses import group_means, group_std
 from sb3_grpo.objective import PPOObjective
+from sb3_grpo.scores import GroupScores
 from sb3_grpo.update import EagerUpdate, FlatStepper, OptimizerStepper, Update, UpdateStep, trained_parameters
 
 
@@ -107,15 +107,6 @@ class ScaledHeads:
         before = self.stepper.flat.clone()
         self.stepper.step()
         self.stepper.flat.copy_(th.lerp(before, self.stepper.flat, self.factor))
-
-
-class Softmax(Balancer):
-    """Weigh groups by ``q_i / share_i`` with ``q_i ~ share_i exp(-R_i / sigma_R)``: 1 where all groups are alike."""
-
-    def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:
-        """Weigh the groups of one rollout, see ``Balancer``."""
-        weights = softmax(np.log(scores.shares) - scores.scores / scores.scale) / scores.shares
-        return GroupWeights(weights, self.group_coef(progress_remaining))
 
 
 class UPGradGRPO(GRPO):

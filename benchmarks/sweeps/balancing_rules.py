@@ -21,12 +21,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.lib.balancers import register
 from benchmarks.lib.hyperparams import FIXED_GROUPS
 from benchmarks.lib.rows import Row, Run, by_method
 from benchmarks.lib.sweep import parse_parts, run_part
 from benchmarks.lib.tasks import END_AND_TRAINING, SETTINGS, end_and_training, head_per_task, make_env, train_on_tasks
-from benchmarks.lib.variants import Softmax, UPGradGRPO
-from sb3_grpo import GRPO, balancing
+from benchmarks.lib.variants import UPGradGRPO
+from sb3_grpo import GRPO
 
 SEEDS = {"drawn": range(10), "scaled": range(10), "wide": range(5)}
 RULES: dict[str, tuple[type[GRPO], dict[str, Any]]] = {
@@ -35,7 +36,7 @@ RULES: dict[str, tuple[type[GRPO], dict[str, Any]]] = {
     "lambda 0.005": (GRPO, dict(group_coef=0.005)),
     "lambda 0.05": (GRPO, dict(group_coef=0.05)),
     "lambda 0.5": (GRPO, dict(group_coef=0.5)),
-    "softmax": (GRPO, dict(balancer="softmax", group_coef=0.0)),
+    "softmax": (GRPO, dict(balancer="softmax", group_coef=1.0)),
     "UPGrad": (UPGradGRPO, dict(group_coef=0.0)),
 }
 
@@ -51,8 +52,7 @@ def run(setting: str, method: str, seed: int, total_timesteps: int, n_evaluation
     :param n_evaluations: number of evaluations
     :return: see :func:`benchmarks.lib.tasks.train_on_tasks`
     """
-    # through the module: a process of the sweep has a copy of what this function refers to directly
-    balancing.BALANCERS["softmax"] = Softmax
+    register()
     env, (algorithm, rule) = make_env(setting, seed), RULES[method]
     kwargs = {**head_per_task(env), **FIXED_GROUPS, **SETTINGS[setting]["kwargs"], **rule}
     model = algorithm("MlpPolicy", env, seed=seed, device="cpu", **kwargs)

@@ -4,7 +4,7 @@ Compare PPO and GRPO head to head, with TensorBoard logs of both in one folder p
 - plain: single-task environments with RL Zoo's hyper-parameters for PPO; is default GRPO ever worse?
 - clip_range: four CartPole tasks; how much do both depend on the size of the update?
 - random: what random actions reach in the plain environments
-- thresholds: hidden types, and equal tasks; what do ``merge_kl`` and ``split_kl`` do between far too small and far too large?
+- thresholds: hidden types, and equal tasks; what do ``merge_kl`` and ``split_kl`` do between too small and too large?
 
 ``python -m benchmarks.sweeps.head_to_head`` runs what has no result row yet; ``--parts plain --seeds 1 2`` part of it;
 ``--ray`` on the nodes of a Ray cluster instead of this machine. What else is compared is in ``balance.py``,
@@ -53,9 +53,9 @@ LONG = ("BipedalWalker-v3", "HalfCheetah-v5", "Hopper-v5")
 TUNED_AS = {"HalfCheetah-v5": "HalfCheetah-v4", "Hopper-v5": "Hopper-v4"}
 N_EVALUATIONS, EVAL_EPISODES, EVAL_ENVS = 20, 20, 5
 CLIP_RANGES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
-# problems in which every split is right, or every split is wrong; merge_kl and split_kl
-VARIED = (HIDDEN[0], EQUAL[0])
-THRESHOLDS = ((0.001, 0.003), (0.01, 0.03), (0.03, 0.1), (0.1, 0.3), (0.3, 1.0), (1.0, 3.0), (10.0, 30.0))
+# two problems in which every split is right, one in which every split is wrong; merge_kl and split_kl
+VARIED = (*HIDDEN[:2], EQUAL[0])
+THRESHOLDS = ((0.01, 0.03), (0.05, 0.15), (0.1, 0.3), (0.2, 0.6), (0.3, 1.0))
 
 
 def set_logger(model: PPO, logs: str, root: str, seed: int) -> None:

@@ -218,7 +218,7 @@ def thresholds_table(rows: list[Row]) -> Table:
 
 def draw_thresholds(rows: list[Row], path: Path) -> None:
     """
-    Draw the number of groups after training, one point per seed, and the return of the worst task, over the thresholds.
+    Draw the number of groups after training, one point per seed, and how far they are the types, over the thresholds.
 
     :param rows: rows of ``thresholds``
     :param path: PNG file
@@ -234,9 +234,9 @@ def draw_thresholds(rows: list[Row], path: Path) -> None:
             spread = np.linspace(-0.2, 0.2, len(own))
             left.plot(place + spread, [n_groups(result) for result in own], "o", ms=4, color=f"C{color}")
         left.axhline(len(set(PROBLEMS[problem]["types"])), color=f"C{color}", lw=0.8, ls=":")
-        draw_band(right, places, [[result["worst"] for result in own] for own in found.values()], problem, marker="o", ms=2)
+        draw_band(right, places, [[result["ari"] for result in own] for own in found.values()], problem, marker="o", ms=2)
     left.set(title="groups after training (dotted: types)", ylim=(0, None))
-    right.set(title="worst task, return of 500", ylim=(0, 510))
+    right.set(title="adjusted Rand index of groups and types", ylim=(-0.05, 1.05))
     right.legend(loc="lower left")
     for axis in (left, right):
         axis.set_xticks(range(len(THRESHOLDS)), [f"{merge_kl}\n{split_kl}" for merge_kl, split_kl in THRESHOLDS])

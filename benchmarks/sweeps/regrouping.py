@@ -5,6 +5,7 @@ Measure whether groups find hidden types of tasks, and whether equal tasks and s
 - merging: the same tasks visible, one group per task to begin with
 - null: equal tasks, one group to begin with; every split is a false one
 - harm: default ``GRPO("MlpPolicy", env)`` beside PPO with the same hyper-parameters
+- long: the same on LunarLander, three times as long: does a group split late, when advantages have become small?
 
 ``python -m benchmarks.sweeps.regrouping`` runs what has no result row yet and shows tables and pictures;
 ``--parts recovery --seeds 1 2`` part of it. Seeds 100 to 110 were used to choose the defaults and are not reported.
@@ -84,7 +85,7 @@ def run_plain(env_id: str, algorithm: str, seed: int, total_timesteps: int | Non
     :return: ``final``, mean return after training, ``area``, mean return during training, and ``curve``; of GRPO ``events``
     """
     given = PLAIN[env_id]
-    curve = Curve(["groups/n_active"])
+    curve = Curve(["groups/n_active", "groups/kl_within"])
     maker = PPO if algorithm in ("PPO", "random") else GRPO
     groups: dict[str, Any] = {"n_groups": 2} if algorithm == TWO_GROUPS else {}
     model: PPO = maker("MlpPolicy", make_plain_env(env_id, seed), seed=seed, device="cpu", **given["kwargs"], **groups)
@@ -138,11 +139,21 @@ def harm_runs(seeds: Sequence[int]) -> list[Run]:
     return [dict(env_id=e, algorithm=a, seed=s) for e, a in [*runs, ("CartPole-v1", TWO_GROUPS)] for s in seeds]
 
 
+def long_runs(seeds: Sequence[int]) -> list[Run]:
+    """
+    Return the long runs on a problem with one task; without a split they are PPO's.
+
+    :param seeds: seeds of the runs
+    """
+    return [dict(env_id="LunarLander-v3", algorithm="GRPO", seed=s, total_timesteps=750_000) for s in seeds]
+
+
 PARTS: dict[str, Any] = {
     "recovery": (run_tasks, recovery_runs, SEEDS),
     "merging": (run_tasks, merging_runs, SEEDS),
     "null": (run_tasks, null_runs, SEEDS),
     "harm": (run_plain, harm_runs, HARM_SEEDS),
+    "long": (run_plain, long_runs, HARM_SEEDS),
 }
 
 
@@ -228,6 +239,21 @@ def harm_table(rows: list[Row]) -> Table:
     return table
 
 
+def long_table(rows: list[Row]) -> Table:
+    """
+    Return the table of long runs on a problem with one task: how many have a split.
+
+    :param rows: rows of ``long``
+    """
+    table = Table("environment", "steps", "seeds", "with a split", "return, end", title="long runs, random router")
+    for env_id, own in group_rows(rows, "env_id", PLAIN).items():
+        found = results(own)
+        final = describe(result["final"] for result in found)
+        steps = str(own[0]["run"]["total_timesteps"])
+        table.add_row(env_id, steps, str(len(own)), str(sum(map(has_split, found))), final)
+    return table
+
+
 def harm_measures(found: list[dict[str, Any]]) -> list[list[float]]:
     """
     Return three figures per run: return after training, over the last tenth of training, and over all of it.
@@ -251,7 +277,7 @@ def main() -> None:
     for part, title in (("recovery", "one group to begin with"), ("merging", "one group per task to begin with")):
         if part in rows:
             console.print(tasks_table(rows[part], title))
-    for part, table in (("null", null_table), ("harm", harm_table)):
+    for part, table in (("null", null_table), ("harm", harm_table), ("long", long_table)):
         if part in rows:
             console.print(table(rows[part]))
     if "recovery" in rows and "null" in rows:

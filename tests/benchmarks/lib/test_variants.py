@@ -8,7 +8,8 @@ import pytest
 import torch as th
 
 from benchmarks.lib.tasks import head_per_task
-from benchmarks.lib.variants import Softmax, UPGradUpdate
+from benchmarks.lib.balancers import Softmax
+from benchmarks.lib.variants import UPGradUpdate
 from benchmarks.sweeps.balancing_rules import RULES
 from sb3_grpo.balancing import BALANCERS
 

@@ -1,0 +1,84 @@
+"""Balancing rules that are compared with the package's own; :func:`register` makes their names known to ``GRPO``."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import softmax
+
+from sb3_grpo import balancing
+from sb3_grpo.balancing import Balancer, GroupWeights
+from sb3_grpo.scores import GroupScores
+
+
+class Softmax(Balancer):
+    """
+    Weigh groups by ``q_i / share_i`` with ``q_i ~ share_i exp(-group_coef * R_i / sigma_R)``.
+
+    Group DRO (https://arxiv.org/abs/1911.08731), with the scores of one rollout as its only memory.
+    """
+
+    def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:
+        """Weigh the groups of one rollout, see ``Balancer``."""
+        coef = self.group_coef(progress_remaining)
+        behind = -coef * scores.scores / max(scores.scale, 1e-8)
+        return GroupWeights(softmax(np.log(scores.shares) + behind) / scores.shares, coef)
+
+
+class MovingOdds(Balancer):
+    """
+    Hold odds that move towards ``share_i exp(eta * behind_i)`` by a step of 0.2, none below ``FLOOR``.
+
+    :param group_coef: eta, how sharply the odds follow what is behind
+    """
+
+    STEP, FLOOR = 0.2, 0.01
+
+    def __init__(self, group_coef: Callable[[float], float]):
+        super().__init__(group_coef)
+        self.log_odds: dict[int, float] = {}  # of each group, beside its share
+        self.last_scores: dict[int, float] = {}
+
+    def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:
+        """Weigh the groups of one rollout, see ``Balancer``."""
+        coef = self.group_coef(progress_remaining)
+        for group, behind in zip(scores.groups.tolist(), self.behind(scores).tolist(), strict=True):
+            self.log_odds[group] = (1 - self.STEP) * self.log_odds.get(group, 0.0) + self.STEP * coef * behind
+        self.last_scores.update(zip(scores.groups.tolist(), scores.scores.tolist(), strict=True))
+        log_odds = np.array([self.log_odds[group] for group in scores.groups.tolist()])
+        odds = softmax(np.log(scores.shares) + log_odds).clip(self.FLOOR)
+        return GroupWeights(odds / odds.sum() / scores.shares, coef)
+
+    def behind(self, scores: GroupScores) -> np.ndarray:
+        """
+        Compute how far each group is behind.
+
+        :param scores: how the groups compare; with ``group_score="gap"`` minus the gaps, from -1 to 0
+        :return: shape ``(K,)``
+        """
+        return -scores.scores
+
+
+class GapOdds(MovingOdds):
+    """The gap rule of DRATS (https://arxiv.org/abs/2605.14350), for ``group_score="gap"``."""
+
+
+class ImprovementOdds(MovingOdds):
+    """
+    Improvement-aware weights after MT-GRPO (https://arxiv.org/abs/2602.05547), for ``group_score="gap"``.
+
+    What is behind is also what has not improved since the last rollout: the gap minus the improvement.
+    """
+
+    def behind(self, scores: GroupScores) -> np.ndarray:
+        """Compute how far each group is behind, see :class:`MovingOdds`."""
+        now = scores.scores
+        before = np.array([self.last_scores.get(group, now[place]) for place, group in enumerate(scores.groups.tolist())])
+        return -now - (now - before)
+
+
+RULES: dict[str, type[Balancer]] = {"softmax": Softmax, "gap_odds": GapOdds, "improvement_odds": ImprovementOdds}
+
+
+def register() -> None:
+    """Make the rules known to ``GRPO`` and ``TaskSamplingCallback``; each process of a sweep has to call it."""
+    balancing.BALANCERS.update(RULES)
