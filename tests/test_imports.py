@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "__init__": BELOW,
 }
 # What a module names in annotations only, although it is not below it: these imports are never executed
-ANNOTATED: dict[str, set[str]] = {"diagnostics": {"balancing", "policies", "update"}, "preprocessing": {"routing"}}
+ANNOTATED: dict[str, set[str]] = {"diagnostics": {"balancing", "policies", "scores", "update"}, "preprocessing": {"routing"}}
 ZOO = {"zoo", "zoo_configs"}
 
 

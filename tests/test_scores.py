@@ -243,7 +243,7 @@ def weights_after_each(
         history.update(outcome)
         divisor = None
         if by_group:
-            divisor = normalize_by_group(outcome.advantages, cell_to_group[outcome.cells], N_GROUPS)[1]
+            divisor = normalize_by_group(outcome.advantages, cell_to_group[outcome.cells], np.zeros(N_GROUPS))[1]
         comparison = score(name, targets).compare(outcome, cell_to_group, history, divisor)
         found.append(RelativePenalty(lambda progress: coef)(comparison, 1.0).weights)
     return np.array(found)
