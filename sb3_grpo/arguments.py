@@ -211,7 +211,7 @@ RULES: dict[str, Rule | KeyOf] = {
     "group_targets": or_none(
         Rule(
             "a sequence of finite numbers, one for each cell",
-            lambda value: isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) == 1 and all(map(is_finite, value)),
+            lambda value: isinstance(value, (list, tuple, np.ndarray)) and all(map(is_finite, value)),
         )
     ),
     "group_scale": choice("std", "range"),

@@ -180,6 +180,8 @@ class GapScore(Score):
         """Compute the score of each step, see :class:`Score`."""
         spans = history.episodes.spans(self.targets)
         units = np.divide(1, spans, out=np.zeros_like(spans), where=spans > 0)[outcome.cells]
+        # a group that has had no reward yet has nothing to learn from, however far its target is
+        units[reward_units(outcome, cell_to_group, history) == 0] = 0
         _, member, counts = np.unique(outcome.cells, return_inverse=True, return_counts=True)
         values = outcome.returns * units
         fluctuation = values - group_means(values, member, counts)[member]

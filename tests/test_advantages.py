@@ -12,7 +12,6 @@ from sb3_grpo.advantages import (
     GAE,
     AdvantageEstimator,
     normalize_by_group,
-    rollout_scale,
     single_reward_deviation,
     smallest_divisor,
 )
@@ -217,16 +216,3 @@ class TestFloorOfASingleReward:
             floor = smallest_divisor(groups, unit * of_rollout, per_scale, 0.9, 20)
             found.append(normalize_by_group((unit * advantages).astype(np.float32), groups, floor)[0])
         np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
-
-
-class TestRolloutScale:
-    def test_by_hand(self):
-        # mean 3, squares 4 + 4 + 0 over 2
-        assert rollout_scale(np.array([1.0, 5.0, 3.0], dtype=np.float32)) == pytest.approx(2)
-
-    def test_is_above_zero(self):
-        assert rollout_scale(np.full(5, 3.0, dtype=np.float32)) == pytest.approx(1e-8)
-
-    def test_sums_in_float64(self):
-        advantages = (1e7 + np.tile([0, 2], 5000)).astype(np.float32)
-        assert rollout_scale(advantages) == pytest.approx(1.0, rel=1e-3)

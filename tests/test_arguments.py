@@ -30,6 +30,7 @@ from sb3_grpo.arguments import (
     schedule_value,
 )
 from sb3_grpo.balancing import BALANCERS, RelativePenalty
+from sb3_grpo.scores import SCORES, ReturnScore
 
 NAN, INF = math.nan, math.inf
 SCHEDULE_TEXT = "a float or an int, finite and at least 0, or a function of the remaining progress"
@@ -68,7 +69,11 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "router_kwargs": ("a dict whose keys are strings, or None", ["dict(n_cells=4)", [4], 5]),
     "advantage_estimator": ("one of ['gae']", ["GAE", "", None, 5, ["gae"], GAE]),
     "balancer": (f"one of {list(BALANCERS)}", ["penalty", None, True, RelativePenalty]),
-    "group_score": ("one of ['return', 'reward']", ["returns", None, True]),
+    "group_score": (f"one of {list(SCORES)}", ["returns", "", None, True, ["gap"], ReturnScore]),
+    "group_targets": (
+        "a sequence of finite numbers, one for each cell, or None",
+        [500.0, "500", [1.0, NAN], (INF,), ["1"], [True], [None], {0: 1.0}, {1.0}, [[1.0], [2.0]], np.array(1.0), np.eye(2)],
+    ),
     "group_scale": ("one of ['std', 'range']", ["rnage", None, 1]),
     "merge_kl": ("finite and at least 0, or None", [-0.1, NAN, INF, "0.1", True, [0.1]]),
     "split_kl": ("finite and at least 0, or None", [-0.1, NAN, INF, "0.3", False]),
@@ -141,6 +146,14 @@ class TestBadValues:
         check_arguments(dict(merge_kl=0.3, split_kl=None))
         check_arguments(dict(merge_kl=None, split_kl=0.3))
 
+    @pytest.mark.parametrize("group_score", ["return", "reward", "raw_return"])
+    def test_targets_of_a_score_that_has_none(self, group_score):
+        given = dict(group_score=group_score, group_targets=[1.0, 2.0])
+        expected = f"""`group_targets` needs `group_score="gap"`, got [1.0, 2.0] and {group_score!r}"""
+        assert message_of(given) == expected
+        check_arguments({**given, "group_targets": None})
+        check_arguments({**given, "group_score": "gap"})
+
     @pytest.mark.parametrize("normalize", [True, "group"])
     def test_minibatches_of_one_step_cannot_be_normalised(self, normalize):
         given = dict(batch_size=1, normalize_advantage=normalize)
@@ -165,7 +178,9 @@ class TestKeyOf:
         assert rule.text == "one of ['a', 'b', 'c']"
         assert rule.holds("c")
 
-    @pytest.mark.parametrize(("name", "registry"), [("advantage_estimator", ESTIMATORS), ("balancer", BALANCERS)])
+    @pytest.mark.parametrize(
+        ("name", "registry"), [("advantage_estimator", ESTIMATORS), ("balancer", BALANCERS), ("group_score", SCORES)]
+    )
     def test_of_arguments(self, name, registry, monkeypatch):
         assert message_of({name: "toy"}).endswith("got 'toy'")
         first, before = next(iter(registry)), list(registry)
@@ -251,6 +266,10 @@ class TestGoodValues:
             dict(group_coef="lin_0.05"),
             dict(group_coef=np.float32(0.1)),
             dict(group_coef=lambda progress: 0.1 * progress),
+            dict(group_score="gap", group_targets=None),
+            dict(group_score="gap", group_targets=[500, -1.5, np.float32(2)]),
+            dict(group_score="gap", group_targets=(500.0,)),
+            dict(group_score="gap", group_targets=np.array([500, 200])),
             dict(compile=False, normalize_advantage="group"),
         ],
     )

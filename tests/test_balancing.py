@@ -1,6 +1,5 @@
 """Balancing: how groups compare, and the weights that follow from it."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -9,13 +8,14 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_grpo.balancing import BALANCERS, Balancer, GroupScores, GroupWeights, RelativePenalty, compare_groups
+from sb3_grpo.balancing import BALANCERS, Balancer, GroupWeights, RelativePenalty
 from sb3_grpo.losses import (
     clipped_surrogate,
     group_penalty,
     relative_advantage_matrix,
     score_fluctuation,
 )
+from sb3_grpo.scores import GroupScores, compare_steps
 
 
 def tensor(*values):
@@ -38,51 +38,18 @@ class Balance(NamedTuple):
     coef: float
 
 
+def compare(groups, step_scores, advantage_scale, kind="std") -> GroupScores:
+    """Compare the groups that have steps; ``advantage_scale`` is indexed by group."""
+    present, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return compare_steps(present, member, counts, step_scores, advantage_scale[present], kind)
+
+
 def balanced(groups, step_scores, advantage_scale, coef, kind="std") -> Balance:
     """Compare groups, and weigh them by the penalty with a constant coefficient."""
-    scores = compare_groups(groups, step_scores, advantage_scale, kind)
+    scores = compare(groups, step_scores, advantage_scale, kind)
     weights = RelativePenalty(lambda progress: coef)(scores, 1.0)
     penalty = float(group_penalty(relative_advantage_matrix(scores.scores, scores.scale)))
     return Balance(scores.groups, scores.counts, scores.scores, scores.eta_squared, penalty, *weights)
-
-
-class TestCompareGroups:
-    """Numbers by hand: groups 1 and 4 of six, scores 2 and (1, 3)."""
-
-    scores = compare_groups(np.array([4, 1, 4]), array(1, 2, 3), array(9, 5, 9, 9, 7, 9))
-
-    def test_groups_and_counts(self):
-        assert self.scores.groups.tolist() == [1, 4]
-        assert self.scores.counts.tolist() == [1, 2]
-        np.testing.assert_allclose(self.scores.shares, [1 / 3, 2 / 3])
-
-    def test_advantage_scale_is_that_of_the_groups_with_steps(self):
-        assert self.scores.advantage_scale.tolist() == [5, 7]
-
-    def test_scale_is_that_of_all_steps(self):
-        assert self.scores.scale == pytest.approx(math.sqrt(2 / 3))
-        assert compare_groups(np.array([4, 1, 4]), array(1, 2, 6), np.ones(6), "range").scale == 5
-
-    @pytest.mark.parametrize(
-        ("scores", "eta_squared"),
-        [
-            # means 1 and 2, each 1/2 from the mean 3/2; variance (9 + 1 + 1 + 9) / 4 / 4
-            ((0, 2, 1, 3), 0.25 / 1.25),
-            ((0, 2, 0, 2), 0.0),
-            ((1, 1, 3, 3), 1.0),
-        ],
-    )
-    def test_eta_squared(self, scores, eta_squared):
-        found = compare_groups(np.array([0, 0, 1, 1]), array(*scores), np.ones(2))
-        assert found.eta_squared == pytest.approx(eta_squared)
-
-    def test_float32_is_summed_in_float64(self):
-        """Where the differences are the last digits of float32."""
-        scores = (2.0**24 + np.array([0, 0, 2, 2])).astype(np.float32)
-        found = compare_groups(np.tile([0, 0, 1, 1], 1000), np.tile(scores, 1000), np.ones(2, dtype=np.float32))
-        assert found.scores.dtype == found.advantage_scale.dtype == np.float64
-        assert found.scores.tolist() == [2**24, 2**24 + 2]
-        assert found.scale == 1.0
 
 
 class TestRelativePenalty:
@@ -111,6 +78,30 @@ class TestRelativePenalty:
         assert coef == pytest.approx(0.25)
         np.testing.assert_allclose(weights, [0, 1 + 0.25 * 2 / 0.75], atol=1e-12)
 
+    def test_a_group_whose_advantages_have_no_scale_is_left_out(self):
+        """The others weigh as if it had no score: slopes 4 * 2 * (+-1/2) / 4 = +-1 of two groups, not of three."""
+        shares = np.array([5, 15, 20])
+        for place in range(3):
+            others = [index for index in range(3) if index != place]
+            scores, scale = np.full(3, -7.0), np.zeros(3)
+            scores[others], scale[others] = (1, 0), (1, 2)
+            comparison = GroupScores(np.arange(3), shares, scores, 2.0, scale, 0.5)
+            weights, coef = RelativePenalty(lambda progress: 0.01)(comparison, 1.0)
+            share = shares / shares.sum()
+            expected = np.ones(3)
+            expected[others] = 1 - 0.01 * array(1, -1) * array(1, 2) / share[others]
+            np.testing.assert_allclose(weights, expected)
+            assert coef == 0.01
+            # control: with a scale it takes part
+            comparison = comparison._replace(advantage_scale=np.maximum(scale, 1e-3))
+            weights, _ = RelativePenalty(lambda progress: 0.01)(comparison, 1.0)
+            assert (weights[others] < 1).all()
+
+    @pytest.mark.parametrize("coef", [0.01, 1e9])
+    def test_where_no_advantages_have_a_scale_all_weights_are_one(self, coef):
+        comparison = GroupScores(np.arange(3), np.array([5, 15, 20]), array(1, 0, -7), 2.0, np.zeros(3), 0.5)
+        assert RelativePenalty(lambda progress: coef)(comparison, 1.0).weights.tolist() == [1, 1, 1]
+
     def test_is_a_balancer_with_a_name(self):
         assert BALANCERS["relative_penalty"] is RelativePenalty
         assert issubclass(RelativePenalty, Balancer)
@@ -132,7 +123,7 @@ class TestWeightsOfSteps:
     def test_have_the_mean_of_the_groups_weights_by_share(self, seed):
         random = np.random.default_rng(seed)
         groups, names = random.integers(0, 5, 40), np.sort(random.choice(100, 5, replace=False))
-        scores = compare_groups(names[groups], random.normal(size=40), np.ones(100))
+        scores = compare(names[groups], random.normal(size=40), np.ones(100))
         weights = GroupWeights(random.uniform(0, 3, len(scores.groups)), 0.0)
         found = weights.at(scores.groups, names[groups])
         assert found.mean() == pytest.approx(weights.weights @ scores.shares, rel=1e-5)
@@ -359,5 +350,5 @@ def test_scaling_scores_but_not_advantages_changes_the_weights():
 def test_a_group_without_advantages_keeps_its_weight(coef):
     """Its scores may differ, but there is nothing that a weight could act on."""
     balance = balanced(np.array([0, 0, 1, 1]), array(5, 5, 0, 1), array(0, 1), coef)
-    assert balance.weights[0] == 1
-    assert balance.weights[1] >= 1
+    # and the other has nothing to be compared with
+    assert balance.weights.tolist() == [1, 1]

@@ -1,4 +1,4 @@
-"""A new estimator and a new balancing rule: one class and one entry in a dictionary each, and nothing else."""
+"""A new estimator, balancing rule and score: one class and one entry in a dictionary each, and nothing else."""
 
 import re
 from typing import Any
@@ -9,11 +9,13 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_envs import CountingEnv
 
-from sb3_grpo import GRPO
+from sb3_grpo import GRPO, TaskSamplingCallback
 from sb3_grpo.advantages import ESTIMATORS, AdvantageEstimator
-from sb3_grpo.balancing import BALANCERS, Balancer, GroupScores, GroupWeights
+from sb3_grpo.balancing import BALANCERS, Balancer, GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin
 from sb3_grpo.heads import split_heads
+from sb3_grpo.recording import Outcome
+from sb3_grpo.scores import SCORES, GroupScores, Score, ScoreHistory
 
 N_TASKS, N_STEPS = 3, 30
 
@@ -35,10 +37,19 @@ class ByNumber(Balancer):
         return GroupWeights(coef * scores.groups, coef)
 
 
+class ShareOfGains(Score):
+    """Share of the steps whose reward is above 0, less what the user wants it to be."""
+
+    def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
+        assert self.targets is not None
+        return (outcome.rewards > 0) - self.targets[outcome.cells], np.ones(len(outcome.cells))
+
+
 @pytest.fixture
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ESTIMATORS, "toy", SecondAction)
     monkeypatch.setitem(BALANCERS, "toy", ByNumber)
+    monkeypatch.setitem(SCORES, "toy", ShareOfGains)
 
 
 def make_env() -> DummyVecEnv:
@@ -152,12 +163,59 @@ def test_normalised_by_group():
     assert (share_of_second_action(model)[1:] > share[1:] + 0.02).all()
 
 
+class ThreeTasks(CountingEnv):
+    """``CountingEnv`` whose tasks are played in turn, whatever probabilities are set."""
+
+    probabilities = np.full(3, 1 / 3)
+
+    def get_task_probabilities(self) -> np.ndarray:
+        return self.probabilities
+
+    def set_task_probabilities(self, probabilities: np.ndarray) -> None:
+        self.probabilities = probabilities
+
+
+# shares of gains are 1, 0 and 1: scores 0.5, -0.1 and 0.2
+WANTED = [0.5, 0.1, 0.8]
+
+
+@pytest.mark.usefixtures("_toys")
+@pytest.mark.parametrize("lambda_", [0.01, 0.0])
+def test_a_score_decides_in_the_loss_and_in_the_sampling_of_tasks(tmp_path, lambda_):
+    env = DummyVecEnv([lambda: ThreeTasks(pay=(1.0, -2.0, 5.0), length=(5, 5, 5))] * 2)
+    options: dict[str, Any] = dict(group_score="toy", group_targets=WANTED)
+    model = make_model(**options, advantage_estimator="gae", balancer="relative_penalty", group_coef=lambda_)
+    model.set_env(env)
+
+    def check(model: GRPO) -> None:
+        sampling = TaskSamplingCallback(lambda_, **options)
+        model.learn(2 * N_STEPS, callback=sampling)
+        assert [record.score for record in model.groups] == pytest.approx([0.5, -0.1, 0.2])
+        weights, shares = [record.weight for record in model.groups], sampling.probabilities.tolist()
+        if lambda_:
+            # the mean is 0.2
+            assert weights[1] > 1 > weights[0]
+            assert weights[2] == pytest.approx(1)
+            assert shares[1] > 1 / 3 > shares[0]
+        else:
+            assert (weights, shares) == ([1] * 3, pytest.approx([1 / 3] * 3))
+
+    check(model)
+    model.save(tmp_path / "model")
+    loaded = GRPO.load(tmp_path / "model", env=env, device="cpu")
+    assert (loaded.group_score, loaded.group_targets) == ("toy", WANTED)
+    check(loaded)
+
+
 def test_a_file_that_names_what_is_not_there_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(ESTIMATORS, "toy", SecondAction)
         patch.setitem(BALANCERS, "toy", ByNumber)
-        make_model().save(tmp_path / "model")
+        patch.setitem(SCORES, "toy", ShareOfGains)
+        make_model(group_score="toy", group_targets=WANTED).save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"`advantage_estimator` must be one of \['gae'\], got 'toy'"):
         GRPO.load(tmp_path / "model", device="cpu")
     with pytest.raises(ValueError, match=re.escape(f"`balancer` must be one of {list(BALANCERS)}, got 'toy'")):
         make_model(advantage_estimator="gae")
+    with pytest.raises(ValueError, match=re.escape(f"`group_score` must be one of {list(SCORES)}, got 'toy'")):
+        make_model(advantage_estimator="gae", balancer="relative_penalty", group_score="toy")

@@ -28,8 +28,8 @@ ALLOWED: dict[str, set[str] | None] = {
     "vec_env": set(),
     # what is known of rewards, values, groups and probes
     "reward_scale": set(),
+    "episode_history": set(),
     "value_scale": {"losses"},
-    "balancing": {"losses"},
     "preprocessing": set(),
     "routing": {"preprocessing"},
     "compilation": set(),
@@ -40,6 +40,9 @@ ALLOWED: dict[str, set[str] | None] = {
     "evaluation": {"interrupts"},
     "buffers": set(),
     "advantages": {"buffers", "losses"},
+    "recording": {"buffers"},
+    "scores": {"episode_history", "losses", "recording", "reward_scale"},
+    "balancing": {"losses", "scores"},
     "diagnostics": {"buffers", "heads", "losses", "routing"},
     # the policy, and what is done with it
     "headed_policy": {
@@ -59,16 +62,16 @@ ALLOWED: dict[str, set[str] | None] = {
     "update": {"buffers", "compilation", "interrupts", "losses", "objective", "policies"},
     "epochs": {"buffers", "diagnostics", "losses", "policies", "update"},
     "regrouping": {"buffers", "distributions", "interrupts", "policies", "probe_math", "probes", "regroup_plan"},
-    "arguments": {"advantages", "balancing", "buffers", "policies", "routing"},
+    "arguments": {"advantages", "balancing", "buffers", "policies", "routing", "scores"},
     "callbacks": {"evaluation", "interrupts", "plots", "regroup_plan", "regrouping", "saving", "tensorboard"},
-    "task_sampling": {"arguments", "evaluation", "interrupts", "losses"},
+    "task_sampling": {"arguments", "balancing", "evaluation", "interrupts", "recording", "scores"},
     # the algorithm
     "model_files": BELOW,
     "grpo": BELOW,
     "__init__": BELOW,
 }
 # What a module names in annotations only, although it is not below it: these imports are never executed
-ANNOTATED: dict[str, set[str]] = {"diagnostics": {"balancing", "policies", "update"}, "preprocessing": {"routing"}}
+ANNOTATED: dict[str, set[str]] = {"diagnostics": {"balancing", "policies", "scores", "update"}, "preprocessing": {"routing"}}
 ZOO = {"zoo", "zoo_configs"}
 
 

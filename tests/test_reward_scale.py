@@ -1,21 +1,13 @@
-"""Scale of the rewards: which rewards count, what merged groups have, and that it is that of the environments' rewards."""
+"""Scale of the rewards: which rewards count, and what merged groups have."""
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
-from tiny_envs import CountingEnv
 
-from sb3_grpo import GRPO
-from sb3_grpo.reward_scale import RewardRecorder, RewardScale
+from sb3_grpo.reward_scale import RewardScale
 
 property_test = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 
@@ -96,81 +88,3 @@ class TestInverseOfGroups:
             scale_after(4, (list(factor * rewards), list(cells))).inverse_of_groups(cell_to_group, 3) for factor in (1, unit)
         )
         np.testing.assert_allclose(other * unit, inverse, rtol=1e-4)
-
-
-class CutEnv(gym.Wrapper):
-    """Ends every episode by a time limit of two steps, where SB3 adds the value of what would have come."""
-
-    n_steps = 0
-
-    def reset(self, **kwargs: Any) -> Any:
-        self.n_steps = 0
-        return super().reset(**kwargs)
-
-    def step(self, action: Any) -> Any:
-        obs, reward, _, _, info = super().step(action)
-        self.n_steps += 1
-        return obs, reward, False, self.n_steps == 2, info
-
-
-def make_cut_env(pay: float) -> CutEnv:
-    return CutEnv(CountingEnv(pay=(pay,), length=(9,)))
-
-
-class Seen(BaseCallback):
-    """
-    Look at the end of each rollout.
-
-    :param look: called with the buffer
-    """
-
-    def __init__(self, look: Callable[[Any], None]):
-        super().__init__()
-        self.look = look
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.look(self.locals["rollout_buffer"])
-
-
-class TestRewardRecorder:
-    def test_has_the_rewards_of_the_environments(self):
-        recorder = RewardRecorder()
-        found: list[Any] = []
-        stored: list[Any] = []
-
-        def look(buffer: Any) -> None:
-            found.append(recorder.rewards(6))
-            stored.append(buffer.rewards.T.copy())
-
-        env = DummyVecEnv([partial(make_cut_env, pay) for pay in (1.0, 5.0)])
-        model = GRPO("MlpPolicy", env, n_steps=6, batch_size=12, n_epochs=1, n_groups=1, seed=0, device="cpu")
-        assert recorder.rewards(6) is None
-        model.learn(24, callback=[recorder, Seen(look)])
-        for rewards in found:
-            assert rewards.tolist() == [[1.0] * 6, [5.0] * 6]
-        # control: the buffer has others where the time limit ends an episode
-        for rewards in stored:
-            assert [row.tolist() for row in rewards[:, ::2]] == [[1.0] * 3, [5.0] * 3]
-            assert (rewards[:, 1::2] != [[1.0], [5.0]]).all()
-
-    def test_an_incomplete_rollout_has_no_rewards(self):
-        """A callback that has been added later, or another number of steps."""
-        recorder = RewardRecorder()
-        env = DummyVecEnv([CountingEnv] * 2)
-        GRPO("MlpPolicy", env, n_steps=4, batch_size=8, n_epochs=1, device="cpu").learn(8, callback=recorder)
-        assert recorder.rewards(4) is not None
-        assert recorder.rewards(5) is None
-        recorder.on_rollout_start()
-        assert recorder.rewards(4) is None
-
-    def test_the_model_uses_it(self):
-        """With two groups: the scale is that of what the environments paid, whatever the values are."""
-        env = DummyVecEnv([lambda: CutEnv(CountingEnv(pay=(1.0, 5.0), length=(9, 9)))] * 2)
-        kwargs: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=(1, 3)), merge_kl=None, split_kl=None)
-        model = GRPO("MlpPolicy", env, n_steps=16, batch_size=32, n_epochs=1, seed=0, device="cpu", **kwargs)
-        model.learn(64)
-        assert model.reward_scale.scale.tolist() == [1, 5]
-        assert model.reward_scale.count.sum() == 64

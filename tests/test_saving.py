@@ -300,6 +300,8 @@ class TestLoad:
             (dict(router_kwargs=dict(columns=(4, 8), hide=True)), "`hide` of a saved model cannot be changed"),
             (dict(normalize_advantage="groups"), r"`normalize_advantage` must be one of .* got 'groups'"),
             (dict(group_score="returns"), "`group_score` must be one of"),
+            (dict(group_targets=[1.0] * 4), '`group_targets` needs `group_score="gap"`'),
+            (dict(group_score="gap", group_targets=[1.0] * 3), "one number for each of the 4 cells"),
             (dict(group_coef=-1), "`group_coef` must be"),
             (dict(merge_kl=0.5), "`merge_kl` must be below `split_kl`"),
             (

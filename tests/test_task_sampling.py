@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from tiny_envs import CountingEnv
 
 from sb3_grpo import GRPO, TaskSamplingCallback
-from sb3_grpo.balancing import RelativePenalty
+from sb3_grpo.balancing import BALANCERS, RelativePenalty
+from sb3_grpo.scores import SCORES as SCORE_NAMES
 from sb3_grpo.scores import GroupScores
 
 DOUBLE = th.float64
@@ -927,6 +929,42 @@ class TestRefused:
     def test_uniform_share(self, value):
         with pytest.raises(ValueError, match=f"`uniform_share` must be between 0.1 and 1, got {value}"):
             TaskSamplingCallback(uniform_share=value)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (dict(balancer="penalty"), f"`balancer` must be one of {list(BALANCERS)}, got 'penalty'"),
+            (dict(group_score="returns"), f"`group_score` must be one of {list(SCORE_NAMES)}, got 'returns'"),
+            (dict(group_score="gap", group_targets=5), "`group_targets` must be a sequence of finite numbers"),
+            (dict(group_score="gap", group_targets=[1.0, math.nan]), "`group_targets` must be a sequence of finite numbers"),
+            (dict(group_targets=[1.0, 2.0]), """`group_targets` needs `group_score="gap"`, got [1.0, 2.0] and 'return'"""),
+            (dict(group_score="reward", group_targets=[1.0]), """`group_targets` needs `group_score="gap"`"""),
+        ],
+        ids=str,
+    )
+    def test_scores_and_balancers(self, arguments, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            TaskSamplingCallback(**arguments)
+
+    @pytest.mark.parametrize("targets", [[], [9.0, 30.0], [9.0, 30.0, 13.5, 1.0]])
+    def test_targets_that_are_not_one_for_each_task(self, targets):
+        env = dummy()
+        model = make_model(env)
+        with pytest.raises(
+            ValueError, match=rf"`group_targets` must have one number for each of the 3 .*{re.escape(str(targets))}"
+        ):
+            model.learn(32, callback=TaskSamplingCallback(group_score="gap", group_targets=targets))
+        assert model.num_timesteps == 0
+        np.testing.assert_array_equal(env.env_method("get_task_probabilities"), [ODDS] * env.num_envs)
+
+    @pytest.mark.parametrize("group_score", SCORE_NAMES)
+    def test_no_score_with_a_name_is(self, group_score):
+        # the first task returns 1 + 3 + 1, and is there
+        targets = [5.0, 99.0, 99.0] if group_score == "gap" else None
+        callback = TaskSamplingCallback(group_coef=0.01, group_score=group_score, group_targets=targets)
+        make_model(dummy()).learn(2 * 32 * 4, callback=callback)
+        assert callback.probabilities.sum() == pytest.approx(1)
+        assert np.abs(callback.probabilities - mix(ODDS, LENGTH, ODDS, 0.1)).max() > 1e-3
 
     @pytest.mark.parametrize(("coef", "uniform"), [(0, 1), (1e300, 0.1)])
     def test_their_bounds_are_not(self, coef, uniform):

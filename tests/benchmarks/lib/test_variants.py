@@ -64,17 +64,14 @@ class TestBalancingRules:
 @pytest.mark.parametrize(("algorithm", "full_size"), [(OwnDeviationGRPO, True), (GRPO, False)])
 def test_own_deviation_has_no_floor(task_cartpole: Any, algorithm: type[GRPO], full_size: bool) -> None:
     class Recorded(algorithm):  # type: ignore[misc, valid-type]  # a variable as base
-        def _read_rewards(self, cells: th.Tensor) -> Any:
-            rewards, per_scale = super()._read_rewards(cells)
-            # as if there had been none in this rollout, and before it some a million times as large
-            return 0 * rewards, 1e-6 * per_scale
-
-        def _estimate_advantages(self, *args: Any) -> Any:
-            self.estimated = super()._estimate_advantages(*args)
-            return self.estimated
+        def _normalize_advantages(self, outcome: Any, *args: Any) -> Any:
+            # as if there had been no reward in this rollout, and before it some a million times as large
+            self.score_history.reward_scale.scale *= 1e6
+            self.normalised = super()._normalize_advantages(outcome._replace(paid=0 * outcome.paid), *args)
+            return self.normalised
 
     kwargs = {**head_per_task(task_cartpole), "compile": False, "n_steps": 64, "seed": 0, "normalize_advantage": "group"}
-    rollout, _ = Recorded("MlpPolicy", task_cartpole, **kwargs).learn(1).estimated
+    rollout, _ = Recorded("MlpPolicy", task_cartpole, **kwargs).learn(1).normalised
     for head in rollout.heads.unique():
         deviation = rollout.advantages[rollout.heads == head].std().item()
         assert deviation == pytest.approx(1, rel=1e-3) if full_size else deviation < 1e-3
