@@ -73,6 +73,12 @@ def is_finite(value: Any) -> bool:
     return is_number(value) and math.isfinite(value)
 
 
+def is_numbers(value: Any) -> bool:
+    """Return whether a value is a list, a tuple or an array of one dimension, of finite real numbers."""
+    values = value.tolist() if isinstance(value, np.ndarray) else value
+    return isinstance(values, (list, tuple)) and all(map(is_finite, values))
+
+
 def is_constant(value: Any) -> bool:
     """Return whether a value is a number that SB3 makes a schedule of; a ``numpy.float32`` is not."""
     return isinstance(value, (float, int)) and not isinstance(value, bool)
@@ -208,12 +214,7 @@ RULES: dict[str, Rule | KeyOf] = {
     "advantage_estimator": KeyOf(ESTIMATORS),
     "balancer": KeyOf(BALANCERS),
     "group_score": KeyOf(SCORES),
-    "group_targets": or_none(
-        Rule(
-            "a sequence of finite numbers, one for each cell",
-            lambda value: isinstance(value, (list, tuple, np.ndarray)) and all(map(is_finite, value)),
-        )
-    ),
+    "group_targets": or_none(Rule("a sequence of finite numbers, one for each cell", is_numbers)),
     "group_scale": choice("std", "range"),
     "merge_kl": or_none(NOT_NEGATIVE),
     "split_kl": or_none(NOT_NEGATIVE),
