@@ -18,7 +18,7 @@ rows are from four of MiniGrid's own for each task, with rollouts of 500 steps, 
 The part ``sparse`` asks whether a task that is hardly ever solved at first is given up. It has the same tasks, half of the
 steps, ten seeds, and one method more: GRPO with the advantages of each task divided by nothing but their own deviation.
 
-Seed 100 was used to choose what is compared, seeds 101 to 105 to choose the divisor of the advantages.
+Seed 100 was used to choose what is compared, seeds 101 to 107 to choose the divisor of the advantages.
 """
 
 from collections.abc import Sequence
