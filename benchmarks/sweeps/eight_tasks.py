@@ -185,7 +185,7 @@ def tasks_table(rows: list[Row], title: str = "") -> Table:
     table = Table("method", "seeds", *END_AND_TRAINING, *columns, title=title)
     found = by_method(rows, METHODS)
     for method, own in found.items():
-        solved = f"{(curves(own, np.min)[:, -1] > SOLVED).sum()} of {len(own)}"
+        solved = f"{(curves(own, np.min)[:, -1] >= SOLVED).sum()} of {len(own)}"
         ratio = ratio_of_worst(own, found.get(BASE, []))
         cells = (solved, f"{largest_drop(own):.0f}", ratio, *balance_cells(own))
         table.add_row(method, str(len(own)), *end_and_training(own), *cells)
@@ -206,7 +206,7 @@ def scales_table(rows: list[Row], equal: list[Row], title: str = "") -> Table:
         worst = curves(own, np.min)[:, -1]
         base = without.get(method, [])
         base_cell = describe(curves(base, np.min)[:, -1]) if base else ""
-        solved = f"{(worst > SOLVED).sum()} of {len(own)}"
+        solved = f"{(worst >= SOLVED).sum()} of {len(own)}"
         table.add_row(method, str(len(own)), base_cell, describe(worst), ratio_of_worst(own, base), solved)
     return table
 

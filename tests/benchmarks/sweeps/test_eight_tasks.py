@@ -62,7 +62,7 @@ def test_table_without_lambda_0_has_no_ratio() -> None:
 def test_scales_are_compared_with_equal_ones() -> None:
     scaled = [
         make_row("lambda 0", 1, [[0, 0], [450, 401]]),
-        make_row("lambda 0", 2, [[0, 0], [450, 400]]),
+        make_row("lambda 0", 2, [[0, 0], [450, 399]]),
         make_row("PPO", 5, [[0, 0], [30, 40]]),
     ]
     cells = cells_of(scales_table(scaled, ROWS))
