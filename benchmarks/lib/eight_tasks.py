@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_grpo.envs.cartpole import TaskCartPole
@@ -100,6 +101,29 @@ class CartPoleVecEnv(LeanVecEnv):
             getattr(physics, name)[index] = getattr(env.cartpole, name)
         self.reward_scales[index] = env.tasks[env.task]["reward_scale"]
         self.task_columns[index] = np.arange(env.n_tasks) == env.task
+
+
+class FallCost(VecEnvWrapper):
+    """
+    Pay some tasks -1 for a fall and nothing else: the same goal, in a reward of another kind and sign.
+
+    :param venv: environments that report ``info["task"]``
+    :param tasks: numbers of these tasks
+    """
+
+    def __init__(self, venv: VecEnv, tasks: Sequence[int]):
+        super().__init__(venv)
+        self.tasks = frozenset(tasks)
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        for index, info in enumerate(infos):
+            if info["task"] in self.tasks:
+                rewards[index] = -float(dones[index] and not info["TimeLimit.truncated"])
+        return obs, rewards, dones, infos
 
 
 class TaskEvaluation:

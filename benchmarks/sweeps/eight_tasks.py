@@ -9,6 +9,7 @@ row yet, prints the tables and draws the pictures.
 - fixed_large: the same with trunk 64-64
 - drawn: environments that draw their tasks at reset, so that tasks can be sampled as well as weighed
 - scales: "fixed" with rewards multiplied by factors from 0.01 to 100, drawn for each seed; compared with "fixed"
+- mixed: "fixed" with another kind of reward in tasks 4 to 7: -1 for a fall, and nothing else
 - wide4: the four tasks of ``balancing_rules.py``'s part "wide", with rewards multiplied by 1, 30, 0.1 and 1
 - tuning, tuning_drawn: "fixed" and "drawn" with seeds of their own, which serve choosing
 
@@ -26,11 +27,13 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.lib.eight_tasks import (
     EIGHT_TASKS,
     BalanceRecord,
     CartPoleVecEnv,
+    FallCost,
     TaskEvaluation,
     draw_scales,
     with_scales,
@@ -71,6 +74,7 @@ class Setting(NamedTuple):
     play: Play
     kwargs: Mapping[str, Any]
     scales: Callable[[int], Sequence[float]] | None = None
+    fall_cost: Sequence[int] = ()  # tasks that are paid -1 for a fall, and nothing else
 
 
 LAMBDA_METHODS = {f"lambda {coef:g}": Method(GRPO, dict(group_coef=coef)) for coef in LAMBDAS}
@@ -78,6 +82,11 @@ METHODS: dict[str, Method] = {
     "PPO": Method(PPO),
     "PPO, task sampling": Method(PPO, {}, (TaskSamplingCallback,)),
     **LAMBDA_METHODS,
+    "gaps, lambda 0.05": Method(GRPO, dict(group_score="gap", group_coef=0.05)),
+    # an episode has at most 500 steps, and falls cost 1
+    "gaps to targets, lambda 0.05": Method(
+        GRPO, dict(group_score="gap", group_targets=[500.0] * 4 + [0.0] * 4, group_coef=0.05)
+    ),
     "lambda 0, task sampling": Method(GRPO, dict(group_coef=0.0), (TaskSamplingCallback,)),
     "default lambda": Method(GRPO),
     "default lambda, task sampling": Method(GRPO, {}, (TaskSamplingCallback,)),
@@ -94,9 +103,11 @@ SETTINGS: dict[str, Setting] = {
     "fixed_large": Setting(EIGHT_TASKS, ONE_EACH, {**SMALL, "policy_kwargs": dict(net_arch=[64, 64])}),
     "drawn": Setting(EIGHT_TASKS, DRAWN, SMALL),
     "scales": Setting(EIGHT_TASKS, ONE_EACH, SMALL, lambda seed: draw_scales(len(EIGHT_TASKS), seed)),
+    "mixed": Setting(EIGHT_TASKS, ONE_EACH, SMALL, fall_cost=range(4, 8)),
     "wide4": Setting(FOUR_TASKS, DRAWN, FOUR_TASK_SETTINGS["wide"]["kwargs"], lambda _: FOUR_TASK_SETTINGS["wide"]["scales"]),
 }
 COMPARED = ("PPO", *LAMBDA_METHODS)
+COMPARED_MIXED = ("PPO", BASE, "lambda 0.05", "gaps, lambda 0.05", "gaps to targets, lambda 0.05")
 COMPARED_DRAWN = (
     "PPO",
     "PPO, task sampling",
@@ -111,6 +122,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], range]] = {
     "fixed_large": ("fixed_large", COMPARED, SEEDS),
     "drawn": ("drawn", COMPARED_DRAWN, SEEDS),
     "scales": ("scales", COMPARED, SEEDS),
+    "mixed": ("mixed", COMPARED_MIXED, WIDE4_SEEDS),
     "wide4": ("wide4", COMPARED, WIDE4_SEEDS),
     "tuning": ("fixed", COMPARED, TUNING_SEEDS),
     "tuning_drawn": ("drawn", COMPARED_DRAWN, TUNING_SEEDS),
@@ -127,7 +139,9 @@ def make_model(setting: Setting, tasks: Sequence[Task], method: Method, seed: in
     :param method: algorithm and its arguments
     :param seed: seed of model and environments
     """
-    env = CartPoleVecEnv(tasks, setting.play, seed)
+    env: VecEnv = CartPoleVecEnv(tasks, setting.play, seed)
+    if setting.fall_cost:
+        env = FallCost(env, setting.fall_cost)
     groups: dict[str, Any] = {}
     if issubclass(method.algorithm, GRPO):
         columns = (4, 4 + len(tasks))  # behind the state of CartPole
