@@ -5,7 +5,9 @@ Seven tasks are poles of half lengths 0.45 to 0.7 m, every second one with inver
 force is strong and inverted. The task is shown one-hot. ``python -m benchmarks.sweeps.eight_tasks`` runs what has no result
 row yet, prints the tables and draws the pictures.
 
-- fixed: eight environments with one task each, so that all tasks have the same number of steps; trunk 16-16
+- fixed: eight environments with one task each, so that all tasks have the same number of steps; trunk 16-16. Other rules of
+  balancing too: softmax of the scores, gap odds (DRATS, https://arxiv.org/abs/2605.14350), and odds of gaps and improvements
+  (MT-GRPO, https://arxiv.org/abs/2602.05547), the odds with given targets
 - fixed_large: the same with trunk 64-64
 - drawn: environments that draw their tasks at reset, so that tasks can be sampled as well as weighed
 - scales: "fixed" with rewards multiplied by factors from 0.01 to 100, drawn for each seed; compared with "fixed"
@@ -29,6 +31,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from benchmarks.lib.balancers import register
 from benchmarks.lib.eight_tasks import (
     EIGHT_TASKS,
     BalanceRecord,
@@ -77,6 +80,14 @@ class Setting(NamedTuple):
     fall_cost: Sequence[int] = ()  # tasks that are paid -1 for a fall, and nothing else
 
 
+TO_TARGETS: dict[str, Any] = dict(group_score="gap", group_targets=[500.0] * len(EIGHT_TASKS))
+
+
+def sampling_by_gap_odds() -> TaskSamplingCallback:
+    """Return the callback that samples tasks by the rule of DRATS, with the sharpness of its public code."""
+    return TaskSamplingCallback(16.0, balancer="gap_odds", **TO_TARGETS)
+
+
 LAMBDA_METHODS = {f"lambda {coef:g}": Method(GRPO, dict(group_coef=coef)) for coef in LAMBDAS}
 METHODS: dict[str, Method] = {
     "PPO": Method(PPO),
@@ -87,7 +98,12 @@ METHODS: dict[str, Method] = {
     "gaps to targets, lambda 0.05": Method(
         GRPO, dict(group_score="gap", group_targets=[500.0] * 4 + [0.0] * 4, group_coef=0.05)
     ),
+    "softmax": Method(GRPO, dict(balancer="softmax", group_coef=1.0)),
+    "gap odds": Method(GRPO, dict(balancer="gap_odds", group_coef=4.0, **TO_TARGETS)),
+    "improvement odds": Method(GRPO, dict(balancer="improvement_odds", group_coef=4.0, **TO_TARGETS)),
     "lambda 0, task sampling": Method(GRPO, dict(group_coef=0.0), (TaskSamplingCallback,)),
+    "lambda 0, sampling by gap odds": Method(GRPO, dict(group_coef=0.0), (sampling_by_gap_odds,)),
+    "PPO, sampling by gap odds": Method(PPO, {}, (sampling_by_gap_odds,)),
     "default lambda": Method(GRPO),
     "default lambda, task sampling": Method(GRPO, {}, (TaskSamplingCallback,)),
 }
@@ -115,15 +131,17 @@ COMPARED_DRAWN = (
     "lambda 0, task sampling",
     "default lambda",
     "default lambda, task sampling",
+    "PPO, sampling by gap odds",
+    "lambda 0, sampling by gap odds",
 )
 # setting, methods and seeds of each part
 PARTS: dict[str, tuple[str, tuple[str, ...], range]] = {
-    "fixed": ("fixed", COMPARED, SEEDS),
-    "fixed_large": ("fixed_large", COMPARED, SEEDS),
+    "fixed": ("fixed", (*COMPARED, "softmax", "gap odds", "improvement odds"), SEEDS),
+    "fixed_large": ("fixed_large", ("PPO", BASE, "lambda 0.05"), SEEDS),
     "drawn": ("drawn", COMPARED_DRAWN, SEEDS),
-    "scales": ("scales", COMPARED, SEEDS),
+    "scales": ("scales", (BASE, "lambda 0.05"), SEEDS),
     "mixed": ("mixed", COMPARED_MIXED, WIDE4_SEEDS),
-    "wide4": ("wide4", COMPARED, WIDE4_SEEDS),
+    "wide4": ("wide4", (BASE, "lambda 0.05"), WIDE4_SEEDS),
     "tuning": ("fixed", COMPARED, TUNING_SEEDS),
     "tuning_drawn": ("drawn", COMPARED_DRAWN, TUNING_SEEDS),
 }
@@ -139,6 +157,7 @@ def make_model(setting: Setting, tasks: Sequence[Task], method: Method, seed: in
     :param method: algorithm and its arguments
     :param seed: seed of model and environments
     """
+    register()
     env: VecEnv = CartPoleVecEnv(tasks, setting.play, seed)
     if setting.fall_cost:
         env = FallCost(env, setting.fall_cost)
