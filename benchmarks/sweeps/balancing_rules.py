@@ -6,7 +6,7 @@ are). Part "wide" measures whether lambda does harm where rewards are scaled by 
 
 - heads: PPO's normalisation of advantages, nothing else
 - group normalisation: advantages and values in units of their own group
-- lambda: that, and GRPO's penalty; from 0.005, the default, by decades
+- lambda: that, and GRPO's penalty; from 0.005 by decades; 0.05 is the default
 - softmax: that, and weights that grow exponentially with how far a group is behind, as group DRO has them
   (https://arxiv.org/abs/1911.08731), with the scores of one rollout as their only memory
 - UPGrad: group normalisation, and the Jacobian descent of TorchJD (https://arxiv.org/abs/2406.16232) on the shared layers:
@@ -29,7 +29,7 @@ from benchmarks.lib.tasks import END_AND_TRAINING, SETTINGS, end_and_training, h
 from benchmarks.lib.variants import UPGradGRPO
 from sb3_grpo import GRPO
 
-SEEDS = {"drawn": range(10), "scaled": range(10), "wide": range(5)}
+SEEDS = {"drawn": range(10), "scaled": range(10), "wide": range(10)}
 RULES: dict[str, tuple[type[GRPO], dict[str, Any]]] = {
     "heads": (GRPO, dict(group_coef=0.0, normalize_advantage=True)),
     "group normalisation": (GRPO, dict(group_coef=0.0)),

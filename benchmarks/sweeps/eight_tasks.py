@@ -12,11 +12,10 @@ row yet, prints the tables and draws the pictures.
 - drawn: environments that draw their tasks at reset, so that tasks can be sampled as well as weighed
 - scales: "fixed" with rewards multiplied by factors from 0.01 to 100, drawn for each seed; compared with "fixed"
 - mixed: "fixed" with another kind of reward in tasks 4 to 7: -1 for a fall, and nothing else
-- wide4: the four tasks of ``balancing_rules.py``'s part "wide", with rewards multiplied by 1, 30, 0.1 and 1
 - tuning, tuning_drawn: "fixed" and "drawn" with seeds of their own, which serve choosing
 
 Advantages are normalised by task, nothing is merged or split. Not SB3's defaults: n_steps 128, batch_size 128, learning_rate
-1e-3, gamma 0.98 (in "wide4" n_steps 128 only). Evaluations: 20 deterministic episodes of each task, all rewards 1.
+1e-3, gamma 0.98. Evaluations: 20 deterministic episodes of each task, all rewards 1.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,14 +46,12 @@ from benchmarks.lib.plots import draw_band, plot_curves, save
 from benchmarks.lib.rows import REDUCTIONS, Row, Run, by_method, curves, rows_by_seed
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
 from benchmarks.lib.tasks import END_AND_TRAINING, end_and_training
-from benchmarks.lib.tasks import SETTINGS as FOUR_TASK_SETTINGS
 from benchmarks.lib.training import equal_parts, train_and_evaluate
 from benchmarks.sweeps.balance_tables import SOLVED, largest_drop
 from sb3_grpo import GRPO, TaskSamplingCallback
-from sb3_grpo.envs.cartpole import FOUR_TASKS
 from sb3_grpo.envs.tasks import Task
 
-SEEDS, WIDE4_SEEDS, TUNING_SEEDS = range(20), range(10), range(100, 110)
+SEEDS, MIXED_SEEDS, TUNING_SEEDS = range(20), range(10), range(100, 110)
 EVAL_EPISODES = 20  # of each task
 LAMBDAS = (0.0, 0.005, 0.02, 0.05, 0.2, 0.5)
 
@@ -120,7 +117,6 @@ SETTINGS: dict[str, Setting] = {
     "drawn": Setting(EIGHT_TASKS, DRAWN, SMALL),
     "scales": Setting(EIGHT_TASKS, ONE_EACH, SMALL, lambda seed: draw_scales(len(EIGHT_TASKS), seed)),
     "mixed": Setting(EIGHT_TASKS, ONE_EACH, SMALL, fall_cost=range(4, 8)),
-    "wide4": Setting(FOUR_TASKS, DRAWN, FOUR_TASK_SETTINGS["wide"]["kwargs"], lambda _: FOUR_TASK_SETTINGS["wide"]["scales"]),
 }
 COMPARED = ("PPO", *LAMBDA_METHODS)
 COMPARED_MIXED = ("PPO", BASE, "lambda 0.05", "gaps, lambda 0.05", "gaps to targets, lambda 0.05")
@@ -140,8 +136,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], range]] = {
     "fixed_large": ("fixed_large", ("PPO", BASE, "lambda 0.05"), SEEDS),
     "drawn": ("drawn", COMPARED_DRAWN, SEEDS),
     "scales": ("scales", (BASE, "lambda 0.05"), SEEDS),
-    "mixed": ("mixed", COMPARED_MIXED, WIDE4_SEEDS),
-    "wide4": ("wide4", (BASE, "lambda 0.05"), WIDE4_SEEDS),
+    "mixed": ("mixed", COMPARED_MIXED, MIXED_SEEDS),
     "tuning": ("fixed", COMPARED, TUNING_SEEDS),
     "tuning_drawn": ("drawn", COMPARED_DRAWN, TUNING_SEEDS),
 }
@@ -200,7 +195,7 @@ def make_runs(part: str, seeds: Iterable[int]) -> list[Run]:
     """
     setting, methods, _ = PARTS[part]
     # evaluations after whole rollouts of 1024 steps
-    base = dict(setting=setting, total_timesteps=40_960 if setting == "wide4" else 65_536, n_evaluations=8)
+    base = dict(setting=setting, total_timesteps=65_536, n_evaluations=8)
     return [dict(method=method, seed=seed, **base) for seed in seeds for method in methods]
 
 

@@ -14,6 +14,7 @@ from benchmarks.lib.eight_tasks import (
     EIGHT_TASKS,
     BalanceRecord,
     CartPoleVecEnv,
+    FallCost,
     TaskEvaluation,
     draw_scales,
     with_scales,
@@ -184,3 +185,15 @@ def test_nothing_is_recorded_of_ppo() -> None:
     env = CartPoleVecEnv(EIGHT_TASKS, ["random"] * 8, SEED)
     PPO("MlpPolicy", env, n_steps=32, n_epochs=1, device="cpu").learn(256, [record, TaskSamplingCallback()])
     assert record.summary() == {}
+
+
+@pytest.mark.parametrize(("play", "costs"), [(fall, {-1.0}), (balance_pole, {0.0})])
+def test_fall_cost(play: Any, costs: set[float]) -> None:
+    """A fall costs 1, the end of the time nothing; the other tasks are paid as before."""
+    env = FallCost(CartPoleVecEnv(EIGHT_TASKS, [0, 1], SEED), tasks=[1])
+    obs, ended = env.reset(), 0
+    while ended < 2:
+        obs, rewards, dones, _ = env.step(play(np.asarray(obs)))
+        assert rewards[0] == 1
+        assert rewards[1] in (costs if dones[1] else {0.0})
+        ended += dones[1]

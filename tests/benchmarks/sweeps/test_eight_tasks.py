@@ -17,7 +17,6 @@ from benchmarks.sweeps.eight_tasks import (
     scales_table,
     tasks_table,
 )
-from sb3_grpo.envs.cartpole import FOUR_TASKS
 
 
 def cells_of(table: Table) -> dict[str, list[str]]:
@@ -118,12 +117,13 @@ def test_runs_repeat_themselves() -> None:
     assert "scales" not in one
 
 
-def test_run_with_four_tasks() -> None:
-    result = short_run("wide4", "lambda 0")
-    assert result["scales"] == [1, 30, 0.1, 1]
-    assert [len(returns) for returns in result["returns"]] == [len(FOUR_TASKS)]
-    assert result["weights"] == [1] * 4
-    assert result["capped"] == 0
+def test_falls_cost_in_half_of_the_tasks() -> None:
+    result = short_run("mixed", "lambda 0.05")
+    # evaluated in steps survived, whatever training pays
+    assert all(8 <= value <= 500 for value in result["returns"][0])
+    # 1 for each step puts a task ahead of all that pay -1 for a fall; the gap does not
+    assert max(result["weights"][:4]) < min(result["weights"][4:])
+    assert short_run("mixed", "gaps, lambda 0.05")["weights"] == [1] * 8
 
 
 def test_run_that_samples_tasks() -> None:
