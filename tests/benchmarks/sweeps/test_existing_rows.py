@@ -9,10 +9,18 @@ from benchmarks.lib.rows import RESULTS, Run, read_rows
 from benchmarks.lib.sweep import missing_runs
 from benchmarks.robustness.parts import PARTS
 from benchmarks.robustness.records import CODES
-from benchmarks.sweeps import balance, balancing_rules, defaults, head_to_head, minigrid_tasks, regrouping, tuning
+from benchmarks.sweeps import balance, balancing_rules, defaults, eight_tasks, head_to_head, minigrid_tasks, regrouping, tuning
 
 # parts whose runs were not all made, and how many are missing
-NOT_RUN = {"balance_drawn_large": 30, "head_to_head_thresholds": 35, "minigrid_mt3": 4, "minigrid_sparse": 40}
+NOT_RUN = {
+    "balance_drawn_large": 30,
+    "balancing_rules_wide": 15,
+    "head_to_head_thresholds": 60,
+    "minigrid_mt3": 4,
+    "minigrid_sparse": 40,
+    "regrouping_long": 10,
+    "eight_tasks_fixed": 140,
+}
 
 
 RUNS: dict[str, list[Run]] = {
@@ -21,6 +29,7 @@ RUNS: dict[str, list[Run]] = {
     **{f"regrouping_{part}": make(seeds) for part, (_, make, seeds) in regrouping.PARTS.items()},
     **{f"head_to_head_{part}": make(None) for part, (_, make) in head_to_head.PARTS.items()},
     **{f"minigrid_{suite}": minigrid_tasks.make_runs(suite, seeds) for suite, seeds in minigrid_tasks.SEEDS.items()},
+    "eight_tasks_fixed": eight_tasks.make_runs("fixed", eight_tasks.SEEDS),
     "defaults_plain": defaults.make_runs(defaults.SEEDS),
     "demo": demo.make_runs([1, 2, 3, 4, 5], demo.TOTAL_TIMESTEPS),
     **{f"robustness_{part}": [run for code in CODES for run in make(code)] for part, (_, make) in PARTS.items()},
