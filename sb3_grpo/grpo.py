@@ -118,7 +118,7 @@ class GRPO(ModelFiles):
     :param regroup_warmup: rollouts before a group may be merged: heads begin equal, and need time to differ. ``None``: as
         many as make 10,000 steps, but at least 5. The groups that the random router begins with do not wait.
     :param probe_kl_coef: coefficient of the KL divergence that keeps probes near their group's head, above 0, typically
-        0.03 to 0.2: half of it makes all contradictions four times as large
+        0.03 to 0.2: half of it makes small contradictions four times as large; probes are at most 1 nat away
     :param compile: compile the update with ``torch.compile``: several times faster after half a minute of
         compilation (see docs/performance.md for when that pays). Results agree within rounding.
     :raises ValueError: if an argument is out of its range, before anything is built

@@ -17,7 +17,12 @@ th.set_num_threads(1)
 # Tests run on the CPU wherever they are run, their processes and what is built while they are collected too; only those
 # marked `gpu` see the GPU (below). It is asked for first: CUDA looks at the variable once in a process.
 has_gpu = th.cuda.is_available
-visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+# workers of pytest-xdist inherit the variable as it was changed here; what it was is handed on beside it
+HANDED_ON, UNSET = "SB3_GRPO_TESTS_VISIBLE_GPUS", "unset"
+visible_gpus = os.environ.setdefault(HANDED_ON, os.environ.get("CUDA_VISIBLE_DEVICES", UNSET))
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+if visible_gpus != UNSET:
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
 HAS_GPU = has_gpu()
 th.cuda.is_available = lambda: False
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -71,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _gpu_for_those_marked(request, monkeypatch):
     if request.node.get_closest_marker("gpu"):
         monkeypatch.setattr(th.cuda, "is_available", has_gpu)
-        if visible_gpus is None:
+        if visible_gpus == UNSET:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         else:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible_gpus)
