@@ -478,7 +478,7 @@ def check_targets(group_targets: Sequence[float] | None, group_score: Any) -> No
     :param group_score: what groups are compared by
     :raises ValueError: if there are targets for a score that has none
     """
-    if group_targets is not None and group_score in ("return", "reward", "raw_return"):
+    if group_targets is not None and group_score in SCORES and not SCORES[group_score].uses_targets:
         raise ValueError(f'`group_targets` needs `group_score="gap"`, got {group_targets!r} and {group_score!r}')
 
 

@@ -1,7 +1,7 @@
 """Scores: what groups are compared by, each in a unit in which groups can be compared."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -56,6 +56,9 @@ class Score(ABC):
 
     :param targets: return of an episode that is to be reached in each cell, shape ``(C,)``; ``None``: not known
     """
+
+    # Whether targets have an effect: otherwise giving them is an error
+    uses_targets: ClassVar[bool] = False
 
     def __init__(self, targets: np.ndarray | None = None):
         self.targets = targets
@@ -175,6 +178,8 @@ class GapScore(Score):
     what the recent ones did. The sign of the rewards does not matter, and neither does where they begin. Returns-to-go in
     the same unit are what the steps of a group fluctuate by.
     """
+
+    uses_targets = True
 
     def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
         """Compute the score of each step, see :class:`Score`."""

@@ -40,6 +40,8 @@ class ByNumber(Balancer):
 class ShareOfGains(Score):
     """Share of the steps whose reward is above 0, less what the user wants it to be."""
 
+    uses_targets = True
+
     def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
         assert self.targets is not None
         return (outcome.rewards > 0) - self.targets[outcome.cells], np.ones(len(outcome.cells))

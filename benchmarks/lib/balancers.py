@@ -24,9 +24,11 @@ class Softmax(Balancer):
         return GroupWeights(softmax(np.log(scores.shares) + behind) / scores.shares, coef)
 
 
-class MovingOdds(Balancer):
+class GapOdds(Balancer):
     """
-    Hold odds that move towards ``share_i exp(eta * behind_i)`` by a step of 0.2, none below ``FLOOR``.
+    Hold odds that move towards ``share_i exp(eta * gap_i)`` by a step of 0.2, none below ``FLOOR``.
+
+    The rule of DRATS (https://arxiv.org/abs/2605.14350), for ``group_score="gap"``.
 
     :param group_coef: eta, how sharply the odds follow what is behind
     """
@@ -58,11 +60,7 @@ class MovingOdds(Balancer):
         return -scores.scores
 
 
-class GapOdds(MovingOdds):
-    """The gap rule of DRATS (https://arxiv.org/abs/2605.14350), for ``group_score="gap"``."""
-
-
-class ImprovementOdds(MovingOdds):
+class ImprovementOdds(GapOdds):
     """
     Improvement-aware weights after MT-GRPO (https://arxiv.org/abs/2602.05547), for ``group_score="gap"``.
 
@@ -70,7 +68,7 @@ class ImprovementOdds(MovingOdds):
     """
 
     def behind(self, scores: GroupScores) -> np.ndarray:
-        """Compute how far each group is behind, see :class:`MovingOdds`."""
+        """Compute how far each group is behind, see :class:`GapOdds`."""
         now = scores.scores
         before = np.array([self.last_scores.get(group, now[place]) for place, group in enumerate(scores.groups.tolist())])
         return -now - (now - before)

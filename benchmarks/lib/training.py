@@ -1,9 +1,19 @@
 """Train a model in parts of equal length, and evaluate it after each."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+
+class Method(NamedTuple):
+    """What is compared: an algorithm, its arguments, and what makes the callbacks of its training."""
+
+    algorithm: type[PPO]
+    kwargs: Mapping[str, Any] = {}
+    callbacks: Sequence[Callable[[], BaseCallback]] = ()
 
 
 def train_and_evaluate(

@@ -27,7 +27,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.lib.balancers import register
@@ -46,7 +45,7 @@ from benchmarks.lib.plots import draw_band, plot_curves, save
 from benchmarks.lib.rows import REDUCTIONS, Row, Run, by_method, curves, rows_by_seed
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
 from benchmarks.lib.tasks import END_AND_TRAINING, end_and_training
-from benchmarks.lib.training import equal_parts, train_and_evaluate
+from benchmarks.lib.training import Method, equal_parts, train_and_evaluate
 from benchmarks.sweeps.balance_tables import SOLVED, largest_drop
 from sb3_grpo import GRPO, TaskSamplingCallback
 from sb3_grpo.envs.tasks import Task
@@ -57,14 +56,6 @@ LAMBDAS = (0.0, 0.005, 0.02, 0.05, 0.2, 0.5)
 
 
 Play = Sequence[int | Literal["random"]]
-
-
-class Method(NamedTuple):
-    """What is compared: an algorithm, its arguments, and what makes the callbacks of its training."""
-
-    algorithm: type[PPO]
-    kwargs: Mapping[str, Any] = {}
-    callbacks: tuple[Callable[[], BaseCallback], ...] = ()
 
 
 class Setting(NamedTuple):

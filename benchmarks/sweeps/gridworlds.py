@@ -20,14 +20,13 @@ as weights of the loss (*loss*), as data by ``TaskSamplingCallback`` (*data*), a
 to 109 served choosing.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -39,7 +38,7 @@ from benchmarks.lib.measures import describe, describe_steps
 from benchmarks.lib.plots import plot_curves
 from benchmarks.lib.rows import REDUCTIONS, Row, Run, by_method, curves, group_rows
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
-from benchmarks.lib.training import equal_parts, train_and_evaluate
+from benchmarks.lib.training import Method, equal_parts, train_and_evaluate
 from sb3_grpo import GRPO, LeanVecEnv, TaskSamplingCallback
 
 SEEDS = range(20)
@@ -50,14 +49,6 @@ N_EVALUATIONS = 65
 TOTAL_TIMESTEPS = N_EVALUATIONS * 39 * STEPS_PER_ROLLOUT
 PUBLISHED_AT = (125_000, 320_000)  # steps at which the paper has figures
 SOLVED = 0.95
-
-
-class Method(NamedTuple):
-    """One of the algorithms that are compared."""
-
-    algorithm: type[PPO]
-    kwargs: dict[str, Any] = {}  # noqa: RUF012 (nothing changes it)
-    callbacks: Sequence[Callable[[], BaseCallback]] = ()
 
 
 ROUTER: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=(N_CELLS, N_CELLS + N_TASKS)))
