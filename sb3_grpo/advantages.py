@@ -1,43 +1,8 @@
-"""Advantages: how much better than expected each action of a rollout was, and what divides them."""
-
-from abc import ABC, abstractmethod
-from typing import ClassVar
+"""Normalisation of advantages by group, and the smallest number that they are divided by."""
 
 import numpy as np
 
-from sb3_grpo.buffers import GroupBufferMixin
 from sb3_grpo.losses import group_means, group_std
-
-
-class AdvantageEstimator(ABC):
-    """Estimator of the advantages of a rollout."""
-
-    # Whether value heads are trained: without, the value loss is left out
-    uses_critic: ClassVar[bool]
-
-    @abstractmethod
-    def __call__(self, buffer: GroupBufferMixin, groups: np.ndarray) -> np.ndarray:
-        """
-        Estimate the advantage of each step.
-
-        :param buffer: the complete rollout
-        :param groups: group of each step, shape ``(B,)``, in the order of ``buffer.samples()``
-        :return: shape ``(B,)``, not normalised
-        """
-
-
-class GAE(AdvantageEstimator):
-    """Generalized advantage estimation (https://arxiv.org/abs/1506.02438), as SB3 computes it while it collects."""
-
-    uses_critic = True
-
-    def __call__(self, buffer: GroupBufferMixin, groups: np.ndarray) -> np.ndarray:
-        """Return the advantages that the buffer holds, see :class:`AdvantageEstimator`."""
-        return buffer.samples().advantages.cpu().numpy()
-
-
-# Values of the argument `advantage_estimator`
-ESTIMATORS: dict[str, type[AdvantageEstimator]] = {"gae": GAE}
 
 
 def _ratio(total: np.ndarray, by: np.ndarray) -> np.ndarray:

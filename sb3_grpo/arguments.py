@@ -4,164 +4,51 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import nn
 
-from sb3_grpo.advantages import ESTIMATORS
 from sb3_grpo.balancing import BALANCERS
 from sb3_grpo.buffers import GroupBufferMixin
+from sb3_grpo.episode_arguments import check_estimator
+from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.policies import GroupActorCriticPolicy
 from sb3_grpo.routing import ROUTERS
+from sb3_grpo.rules import (
+    CLIP_RANGE,
+    FINITE,
+    FLAG,
+    FRACTION,
+    MAPPING,
+    NOT_NAN,
+    NOT_NEGATIVE,
+    POSITIVE,
+    KeyOf,
+    Rule,
+    check,
+    choice,
+    integer_from,
+    is_callback,
+    is_constant,
+    is_device,
+    is_integer,
+    is_net_arch,
+    is_number,
+    is_numbers,
+    makes_layer,
+    or_none,
+)
 from sb3_grpo.scores import SCORES
 
 # What SB3's ``preprocess_obs`` knows
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 MAX_SEED = 2**32 - 1  # of NumPy's generators
 
-
-class Rule(NamedTuple):
-    """What an argument must be, in words and as a function."""
-
-    text: str
-    holds: Callable[[Any], bool]
-
-
-class KeyOf:
-    """
-    Rule of an argument that names an entry of a dictionary, to which users may add entries of their own.
-
-    :param registry: the dictionary
-    """
-
-    def __init__(self, registry: Mapping[str, Any]):
-        self.registry = registry
-
-    @property
-    def text(self) -> str:
-        """The rule in words."""
-        return f"one of {list(self.registry)}"
-
-    def holds(self, value: Any) -> bool:
-        """
-        Return whether the dictionary has such an entry.
-
-        :param value: of the argument
-        """
-        return isinstance(value, str) and value in self.registry
-
-
-def is_integer(value: Any) -> bool:
-    """Return whether a value is an integer, of Python or of NumPy; ``True`` and ``False`` are none."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a real number, of Python or of NumPy; ``True`` and ``False`` are none, NaN is one."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def is_finite(value: Any) -> bool:
-    """Return whether a value is a finite real number."""
-    return is_number(value) and math.isfinite(value)
-
-
-def is_numbers(value: Any) -> bool:
-    """Return whether a value is a list, a tuple or an array of one dimension, of finite real numbers."""
-    values = value.tolist() if isinstance(value, np.ndarray) else value
-    return isinstance(values, (list, tuple)) and all(map(is_finite, values))
-
-
-def is_constant(value: Any) -> bool:
-    """Return whether a value is a number that SB3 makes a schedule of; a ``numpy.float32`` is not."""
-    return isinstance(value, (float, int)) and not isinstance(value, bool)
-
-
-def is_flag(value: Any) -> bool:
-    """Return whether a value is ``True`` or ``False``, also as the numbers 1 and 0."""
-    return isinstance(value, (bool, np.bool_)) or (is_integer(value) and value in (0, 1))
-
-
-def is_mapping(value: Any) -> bool:
-    """Return whether a value is a dict or the like whose keys are strings."""
-    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
-
-
-def is_net_arch(value: Any) -> bool:
-    """Return whether SB3's ``MlpExtractor`` can be made of it, with every entry used."""
-    if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0]  # as it was written for SB3 before 1.8
-    if isinstance(value, dict):
-        return value.keys() <= {"pi", "vf"} and all(map(is_layers, value.values()))
-    return is_layers(value)
-
-
-def is_layers(value: Any) -> bool:
-    """Return whether a value is a list of layer sizes."""
-    return isinstance(value, (list, tuple)) and all(is_integer(size) and size >= 1 for size in value)
-
-
-def makes_layer(value: Any) -> bool:
-    """Return whether a value is a class of layers, or a function that returns one; ``torch.relu`` is none."""
-    if isinstance(value, type):
-        return issubclass(value, nn.Module)
-    try:
-        return callable(value) and isinstance(value(), nn.Module)
-    except TypeError:
-        return False
-
-
-def is_callback(value: Any) -> bool:
-    """Return whether ``learn`` can take it as its callback."""
-    if isinstance(value, list):
-        return all(map(is_callback, value))
-    return isinstance(value, BaseCallback) or (callable(value) and not isinstance(value, type))
-
-
-def is_device(value: Any) -> bool:
-    """Return whether torch knows the device; SB3 takes the CPU where there is no GPU."""
-    try:
-        return value == "auto" or th.device(value) is not None
-    except (RuntimeError, TypeError):
-        return False
-
-
-def or_none(rule: Rule) -> Rule:
-    """Make the rule of an argument that may also be ``None``."""
-    return Rule(f"{rule.text}, or None", lambda value: value is None or rule.holds(value))
-
-
-def choice(*choices: Any) -> Rule:
-    """Make the rule of an argument that is one of ``choices``; 1 is not ``True``."""
-    return Rule(
-        f"one of {list(choices)}",
-        lambda value: any(isinstance(value, type(each)) and value == each for each in choices),
-    )
-
-
-def integer_from(least: int) -> Rule:
-    """Make the rule of an integer of at least ``least``."""
-    return Rule(f"an integer of at least {least}", lambda value: is_integer(value) and value >= least)
-
-
-FLAG = Rule("True or False", is_flag)
-MAPPING = Rule("a dict whose keys are strings", is_mapping)
-FRACTION = Rule("between 0 and 1", lambda value: is_number(value) and 0 <= value <= 1)
-NOT_NAN = Rule("a number, not NaN", lambda value: is_number(value) and not math.isnan(value))
-FINITE = Rule("a finite number", is_finite)
-NOT_NEGATIVE = Rule("finite and at least 0", lambda value: is_number(value) and 0 <= value < math.inf)
-POSITIVE = Rule("a number above 0", lambda value: is_number(value) and value > 0)
-CLIP_RANGE = Rule(
-    "a float or an int above 0, or a function of the remaining progress",
-    lambda value: callable(value) or (is_constant(value) and value > 0),
-)
 
 RULES: dict[str, Rule | KeyOf] = {
     "policy": Rule(
@@ -212,6 +99,12 @@ RULES: dict[str, Rule | KeyOf] = {
     ),
     "router_kwargs": or_none(MAPPING),
     "advantage_estimator": KeyOf(ESTIMATORS),
+    "group_size": or_none(integer_from(2)),
+    "estimator_kwargs": or_none(MAPPING),
+    "clip_range_high": or_none(POSITIVE),
+    "kl_coef": NOT_NEGATIVE,
+    "ref_update_freq": or_none(integer_from(1)),
+    "ref_tau": Rule("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1),
     "balancer": KeyOf(BALANCERS),
     "group_score": KeyOf(SCORES),
     "group_targets": or_none(Rule("a sequence of finite numbers, one for each cell", is_numbers)),
@@ -267,6 +160,12 @@ class GroupArguments:
     router: str | Callable[[Any], Any]
     router_kwargs: dict[str, Any] | None
     advantage_estimator: str
+    group_size: int | None
+    estimator_kwargs: dict[str, Any] | None
+    clip_range_high: float | None
+    kl_coef: float
+    ref_update_freq: int | None
+    ref_tau: float
     balancer: str
     group_coef: float | Schedule | str
     group_score: str
@@ -336,21 +235,9 @@ def check_arguments(values: Mapping[str, Any]) -> None:
     if merge_kl is not None and split_kl is not None and not merge_kl < split_kl:
         raise ValueError(f"`merge_kl` must be below `split_kl`, got {merge_kl!r} and {split_kl!r}")
     check_targets(values.get("group_targets"), values.get("group_score"))
+    check_estimator(values)
     if values.get("normalize_advantage") and values.get("batch_size") == 1:
         raise ValueError("`batch_size` must be at least 2 where `normalize_advantage` is not False, got 1")
-
-
-def check(name: str, rule: Rule | KeyOf, value: Any) -> None:
-    """
-    Check one argument.
-
-    :param name: of the argument
-    :param rule: what it must be
-    :param value: what it is
-    :raises ValueError: if the rule does not hold for ``value``
-    """
-    if not rule.holds(value):
-        raise ValueError(f"`{name}` must be {rule.text}, got {value!r}")
 
 
 def check_router_kwargs(router_kwargs: Mapping[str, Any] | None) -> None:
@@ -592,6 +479,12 @@ def check_built(model: Any) -> None:
     :raises ValueError: if a value is out of its range, or cannot be changed any more
     """
     check_arguments(vars(model))
+    given = (model.advantage_estimator, model.group_size, model.estimator_kwargs)
+    if given != model.built_estimator:
+        raise ValueError(
+            "`advantage_estimator`, `group_size` and `estimator_kwargs` of a model that is built cannot be assigned, got "
+            f"{given} instead of {model.built_estimator}; give them to `load`"
+        )
     if model.n_steps != model.rollout_buffer.buffer_size:
         raise ValueError(
             f"`n_steps` of a model that is built cannot be assigned, since its rollout buffer holds "

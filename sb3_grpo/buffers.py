@@ -13,7 +13,7 @@ class Rollout(NamedTuple):
     """
     ``B`` steps of a rollout, or of a minibatch: SB3's samples and two entries more.
 
-    Each entry is a tensor, or a dict of tensors, whose first dimension is ``B``.
+    Each entry is a tensor, or a dict of tensors, whose first dimension is ``B``. The last ones are there if they are needed.
     """
 
     observations: PyTorchObs
@@ -24,14 +24,18 @@ class Rollout(NamedTuple):
     returns: th.Tensor
     heads: th.Tensor  # index of the head of the step, shape (B,)
     weights: th.Tensor  # factor on the step's policy-gradient loss, 1 = PPO, shape (B,)
+    shares: th.Tensor | None = None  # factor on the whole loss of the step, shape (B,); ``None``: 1
+    trajectories: th.Tensor | None = None  # trajectory of the step, if its ratios are to be averaged, shape (B,)
+    reference_log_prob: th.Tensor | None = None  # of the action, by the reference policy, shape (B,)
 
-    def tensors(self) -> list[th.Tensor]:
-        """Return all tensors, those of a dict of observations first."""
+    def tensors(self) -> list[th.Tensor | None]:
+        """Return all entries, those of a dict of observations first."""
         observations = self.observations
-        return [*(observations.values() if isinstance(observations, dict) else [observations]), *self[1:]]
+        first: list[Any] = list(observations.values()) if isinstance(observations, dict) else [observations]
+        return [*first, *self[1:]]
 
     @classmethod
-    def of(cls, keys: Sequence[str] | None, tensors: Sequence[th.Tensor]) -> "Rollout":
+    def of(cls, keys: Sequence[str] | None, tensors: Sequence[Any]) -> "Rollout":
         """
         Make a rollout of what :meth:`tensors` returns.
 
@@ -42,21 +46,62 @@ class Rollout(NamedTuple):
             return cls(*tensors)
         return cls(dict(zip(keys, tensors, strict=False)), *tensors[len(keys) :])
 
+    def at(self, indices: Any) -> "Rollout":
+        """
+        Copy some of the steps.
+
+        :param indices: of the steps, array or tensor of integers
+        """
+        index = th.as_tensor(indices, device=self.heads.device)
+        keys = list(self.observations) if isinstance(self.observations, dict) else None
+        return Rollout.of(keys, [None if entry is None else entry[index] for entry in self.tensors()])
+
+    def followed_by(self, others: "Rollout") -> "Rollout":
+        """
+        Join steps.
+
+        :param others: come after these, and have the same entries
+        """
+        keys = list(self.observations) if isinstance(self.observations, dict) else None
+        pairs = zip(self.tensors(), others.tensors(), strict=True)
+        return Rollout.of(keys, [None if one is None else th.cat([one, other]) for one, other in pairs])
+
     def minibatches(self, batch_size: int) -> Generator["Rollout", None, None]:
         """
         Draw minibatches without replacement; the permutation, hence the minibatches, are SB3's.
 
-        :param batch_size: steps per minibatch; the last one may have fewer
+        :param batch_size: steps per minibatch; the last one may have fewer. If trajectories are given they stay whole, so
+            that a minibatch has at least so many steps, but for the last one
         """
+        if self.trajectories is not None:
+            yield from self._whole_trajectories(self.trajectories, batch_size)
+            return
         permutation = th.as_tensor(np.random.permutation(len(self.heads)), device=self.heads.device)
+        indices = permutation.split(batch_size)
         # small entries are permuted as a whole, which is faster; observations can be too large to be copied
-        chunks = [permutation.split(batch_size), *(field[permutation].split(batch_size) for field in self[1:])]
-        for indices, *fields in zip(*chunks, strict=True):
+        fields: list[Any] = [
+            [None] * len(indices) if field is None else field[permutation].split(batch_size) for field in self[1:]
+        ]
+        for chosen, *entries in zip(indices, *fields, strict=True):
             if isinstance(self.observations, dict):
-                observations: PyTorchObs = {key: value[indices] for key, value in self.observations.items()}
+                observations: PyTorchObs = {key: value[chosen] for key, value in self.observations.items()}
             else:
-                observations = self.observations[indices]
-            yield Rollout(observations, *fields)
+                observations = self.observations[chosen]
+            yield Rollout(observations, *entries)
+
+    def _whole_trajectories(self, trajectories: th.Tensor, batch_size: int) -> Generator["Rollout", None, None]:
+        """Draw minibatches of whole trajectories."""
+        numbers = trajectories.cpu().numpy()
+        order, lengths = np.argsort(numbers, kind="stable"), np.bincount(numbers)
+        begins = np.cumsum(lengths) - lengths
+        chosen: list[np.ndarray] = []
+        for number in np.random.permutation(len(lengths)):
+            chosen.append(order[begins[number] : begins[number] + lengths[number]])
+            if sum(map(len, chosen)) >= batch_size:
+                yield self.at(np.concatenate(chosen))
+                chosen = []
+        if chosen:
+            yield self.at(np.concatenate(chosen))
 
 
 class GroupBufferMixin(RolloutBuffer):

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_grpo.advantages import ESTIMATORS, normalize_by_group, smallest_divisor
+from sb3_grpo.advantages import normalize_by_group, smallest_divisor
 from sb3_grpo.arguments import (
     NOT_NAN,
     check_arguments,
@@ -30,12 +30,16 @@ from sb3_grpo.balancing import BALANCERS, GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, Rollout
 from sb3_grpo.callbacks import RegroupCallback, tell_interrupted, with_callbacks
 from sb3_grpo.diagnostics import GroupRecord, group_records, log_groups, log_policy, log_update
+from sb3_grpo.episode_arguments import check_episodes
 from sb3_grpo.epochs import EpochLoop
+from sb3_grpo.estimators import ESTIMATORS, Experience
 from sb3_grpo.headed_policy import fit_router_and_route
 from sb3_grpo.interrupts import interrupts_delayed
+from sb3_grpo.losses import group_means
 from sb3_grpo.model_files import ModelFiles
 from sb3_grpo.objective import PPOObjective
 from sb3_grpo.policies import POLICIES, GroupActorCriticPolicy
+from sb3_grpo.probe_math import N_FOLDS
 from sb3_grpo.recording import Outcome, RolloutRecorder
 from sb3_grpo.regrouping import Regrouper, RegroupRule
 from sb3_grpo.routing import check_first_observations
@@ -98,7 +102,21 @@ class GRPO(ModelFiles):
     :param router_kwargs: ``n_cells`` (random: default 8 or ``n_groups`` if that is more; callable: required),
         ``columns=(start, stop)`` and ``hide`` (one_hot), ``key`` and ``hide`` (discrete); ``hide=True`` keeps what
         names the cell from the policy's trunk
-    :param advantage_estimator: a key of :data:`sb3_grpo.advantages.ESTIMATORS`: ``"gae"``, as PPO
+    :param advantage_estimator: a key of :data:`sb3_grpo.estimators.ESTIMATORS`: ``"gae"``, as PPO; or without a critic, which
+        compares episodes with each other: ``"outcome"`` and ``"process"`` (episodes that begin alike, see
+        :func:`~sb3_grpo.vec_env.shared_start.make_group_vec_env`), ``"time_step"``
+    :param group_size: number of environments whose episodes are compared with each other where there is no critic, at least
+        2, a divisor of the number of environments; ``None``: all of them
+    :param estimator_kwargs: options of an estimator without a critic, see
+        :class:`~sb3_grpo.estimators.critic_free.CriticFreeEstimator`: ``scale``, ``aggregation``, ``ratio``, ``alike``,
+        ``truncated``, ``max_rollouts``
+    :param clip_range_high: how far above 1 ratios may rise where that is not ``clip_range`` (DAPO,
+        https://arxiv.org/abs/2503.14476), above 0; ``None``: ``clip_range``
+    :param kl_coef: beta, coefficient of the KL divergence from the reference policy in the loss, estimated by k3 (eq. 4 of
+        https://arxiv.org/abs/2402.03300); 0: there is no reference policy
+    :param ref_update_freq: the reference policy follows the policy every so many rollouts; ``None``: it stays the policy
+        with which the first training began
+    :param ref_tau: share of the policy in what the reference policy becomes, above 0, at most 1
     :param balancer: rule by which groups are weighed, a key of :data:`sb3_grpo.balancing.BALANCERS`:
         ``"relative_penalty"``, the penalty of the loss above
     :param group_coef: lambda, how strongly groups that are behind are favoured: a number, a function of the
@@ -164,6 +182,12 @@ class GRPO(ModelFiles):
         router: str | Callable[[Any], Any] = "random",
         router_kwargs: dict[str, Any] | None = None,
         advantage_estimator: str = "gae",
+        group_size: int | None = None,
+        estimator_kwargs: dict[str, Any] | None = None,
+        clip_range_high: float | None = None,
+        kl_coef: float = 0.0,
+        ref_update_freq: int | None = None,
+        ref_tau: float = 1.0,
         balancer: str = "relative_penalty",
         group_coef: float | Schedule | str = 0.05,
         group_score: str = "return",
@@ -202,6 +226,13 @@ class GRPO(ModelFiles):
         if self.router == "random":
             # nothing is known of random regions: they may be merged at once
             grouping.age.fill_(self.regroup_rule.warmup)
+        self.built_estimator = (self.advantage_estimator, self.group_size, self.estimator_kwargs)
+        group_size = self.n_envs if self.group_size is None else self.group_size
+        self._estimator = ESTIMATORS[self.advantage_estimator](group_size, self.gamma, **(self.estimator_kwargs or {}))
+        if not self._estimator.uses_critic:
+            # without values the returns that the buffer computes are sums of rewards
+            self.rollout_buffer.gae_lambda = 1.0
+        check_episodes(self.env, self._estimator, self.n_steps)
         self.score_history = ScoreHistory(grouping.router.n_cells).to(self.device)
         self.regrouper = Regrouper(self.policy).to(self.device) if self.max_groups > 1 else None
         self._recorder = RolloutRecorder()
@@ -213,7 +244,6 @@ class GRPO(ModelFiles):
             check_plain_adam(self.policy.optimizer)
         schedule = make_group_coef_schedule(self.group_coef)
         self._balancer = BALANCERS[self.balancer](lambda progress: group_coef_at(schedule, progress))
-        self._estimator = ESTIMATORS[self.advantage_estimator]()
         self._score = SCORES[self.group_score](targets_of(self.group_targets, self.policy.grouping.router.n_cells))
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "GroupActorCriticPolicy") -> None:
@@ -221,7 +251,7 @@ class GRPO(ModelFiles):
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_compiled_update", "_callback", "_recorder", "_balancer", "_estimator", "_score", "score_history", "regrouper"]
-        return [*super()._excluded_save_params(), *own]
+        return [*super()._excluded_save_params(), *own, "built_estimator"]
 
     def _setup_learn(
         self,
@@ -231,6 +261,11 @@ class GRPO(ModelFiles):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        check_episodes(self.env, self._estimator, self.n_steps)
+        if reset_num_timesteps or self._last_obs is None:
+            # the environments are about to be reset
+            self._estimator.begin(self.n_envs, self._next_episode)
+            self._tell_next_episode()
         try:
             total_timesteps, made_callback = super()._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
@@ -249,10 +284,12 @@ class GRPO(ModelFiles):
         return total_timesteps, made_callback
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        recorders: list[BaseCallback] = [] if self.regrouper is None else [self._recorder]
+        is_recorded = self.regrouper is not None or not self._estimator.uses_critic
+        recorders: list[BaseCallback] = [self._recorder] if is_recorded else []
         others: list[BaseCallback] = [TensorBoardCallback()] if tensorboard_outputs(self.logger) else []
         if self.regrouper is not None and self.regroup_rule.changes_groups:
-            recorders, others = [*recorders, self.regrouper.recorder], [RegroupCallback(), *others]
+            recorders = [*recorders, self.regrouper.recorder] if self._estimator.uses_critic else recorders
+            others = [RegroupCallback(), *others]
         self._callback = super()._init_callback(with_callbacks(callback, recorders, others), progress_bar)
         return self._callback
 
@@ -278,15 +315,17 @@ class GRPO(ModelFiles):
         clip_range, clip_range_vf = self._read_schedules()
         cells = fit_router_and_route(self.policy, self.rollout_buffer)
         cell_to_group = self.policy.grouping.cell_to_group.cpu().numpy()
-        groups = cell_to_group[cells.cpu().numpy()]
-        outcome = self._record_outcome(cells, groups)
-        rollout, divisor = self._normalize_advantages(outcome, cell_to_group)
-        scores, weights = self._weigh_groups(outcome, cell_to_group, divisor)
-        step_weights = weights.at(scores.groups, groups)
+        experience = self._estimate_advantages(cells)
+        for tag, figure in experience.figures.items():
+            self.logger.record(tag, figure)
+        if not len(experience.parts):
+            # no sampling group is complete yet
+            return
+        rollout, divisors = self._normalize_advantages(experience, cell_to_group)
+        scores, weights = self._weigh_groups(experience.outcome, cell_to_group, divisors)
+        step_weights = weights.at(scores.groups, cell_to_group[experience.outcome.cells])
         rollout = rollout._replace(weights=th.as_tensor(step_weights, device=self.device))
-        if self.regrouper is not None and self.regroup_rule.changes_groups:
-            by_cell = self.normalize_advantage == "group"
-            self.regrouper.observe(self.policy, self.rollout_buffer, cells, self.n_rollouts, by_cell)
+        self._observe(experience)
         with self._make_update() as update:
             epochs = EpochLoop(update, self.policy, self.n_epochs, self.batch_size, self.verbose)
             epochs.run(rollout, clip_range, clip_range_vf)
@@ -313,43 +352,68 @@ class GRPO(ModelFiles):
         assert values[0] is not None
         return values[0], values[1]
 
-    def _record_outcome(self, cells: th.Tensor, groups: np.ndarray) -> Outcome:
-        """Estimate advantages, and take what the steps of the rollout brought into the history of scores."""
-        advantages = self._estimator(self.rollout_buffer, groups)
-        outcome = self._recorder.outcome(self.rollout_buffer, cells.cpu().numpy(), advantages)
+    def _estimate_advantages(self, cells: th.Tensor) -> Experience:
+        """Take what the steps of the rollout brought into the history of scores, and estimate advantages."""
+        outcome = self._recorder.outcome(self.rollout_buffer, cells.cpu().numpy())
         with interrupts_delayed():
             self.score_history.update(outcome)
-        return outcome
+            assert self._last_episode_starts is not None  # whether the last step of the rollout ended an episode
+            experience = self._estimator(self.rollout_buffer, outcome, self._last_episode_starts)
+            self._next_episode = self._estimator.next_episode
+        self._tell_next_episode()
+        return experience
 
-    def _normalize_advantages(self, outcome: Outcome, cell_to_group: np.ndarray) -> tuple[Rollout, np.ndarray | None]:
-        """Return the rollout with heads and advantages, and what each group's were divided by; update the value scale."""
-        policy, divisor = self.policy, None
+    def _tell_next_episode(self) -> None:
+        """Have the environments go on with the same number."""
+        if self._estimator.needs_shared_start:
+            assert self.env is not None
+            self.env.env_method("skip_to", self._next_episode)
+
+    def _normalize_advantages(self, experience: Experience, cell_to_group: np.ndarray) -> tuple[Rollout, np.ndarray | None]:
+        """Return the steps with heads and advantages, and what each group's were divided by; update the value scale."""
+        policy, outcome, groups = self.policy, experience.outcome, cell_to_group[experience.outcome.cells]
+        max_groups, advantages, divisors = policy.grouping.max_groups, outcome.advantages, None
         heads = policy.grouping.cell_to_head[th.as_tensor(outcome.cells, device=self.device)]
-        rollout, advantages = self.rollout_buffer.samples()._replace(heads=heads), outcome.advantages
-        if self.normalize_advantage == "group":
+        if experience.divisors is not None:
+            divisors = group_means(experience.divisors, groups, np.bincount(groups, minlength=max_groups))
+        elif self.normalize_advantage == "group":
             assert policy.value_scale is not None
             with interrupts_delayed():
                 policy.value_scale.update(outcome.returns, heads.cpu().numpy(), policy.value_net)
-            groups, max_groups = cell_to_group[outcome.cells], policy.grouping.max_groups
             per_scale = self.score_history.reward_scale.inverse_of_groups(cell_to_group, max_groups)
             floor = smallest_divisor(groups, outcome.paid, per_scale, self.gamma * self.gae_lambda, self.n_steps)
-            advantages, divisor = normalize_by_group(advantages, groups, floor)
+            advantages, divisors = normalize_by_group(advantages, groups, floor)
+        rollout = experience.rollout
         tensor = th.as_tensor(advantages, dtype=rollout.advantages.dtype, device=self.device)
-        return rollout._replace(advantages=tensor), divisor
+        return rollout._replace(heads=heads, advantages=tensor), divisors
 
     def _weigh_groups(
-        self, outcome: Outcome, cell_to_group: np.ndarray, divisor: np.ndarray | None
+        self, outcome: Outcome, cell_to_group: np.ndarray, divisors: np.ndarray | None
     ) -> tuple[GroupScores, GroupWeights]:
         """Compare the groups of the rollout, and weigh them."""
-        scores = self._score.compare(outcome, cell_to_group, self.score_history, divisor, self.group_scale)
+        scores = self._score.compare(outcome, cell_to_group, self.score_history, divisors, self.group_scale)
         weights = self._balancer(scores, self._current_progress_remaining)
         columns = (scores.groups, scores.counts, scores.scores, weights.weights)
         self._group_stats = list(zip(*(column.tolist() for column in columns), strict=True))
         return scores, weights
 
+    def _observe(self, experience: Experience) -> None:
+        """Have the probes learn what cells ask for."""
+        if self.regrouper is None or not self.regroup_rule.changes_groups:
+            return
+        buffer, outcome, uses_critic = self.rollout_buffer, experience.outcome, self._estimator.uses_critic
+        cells, parts = (th.as_tensor(values, device=self.device) for values in (outcome.cells, experience.parts))
+        # one-step errors: those of many steps are noisier, and the noise of neighbouring steps is the same
+        credit = buffer.td_errors() if uses_critic else experience.rollout.advantages
+        latent = self.regrouper.recorder.latents(buffer.buffer_size) if uses_critic else None
+        # parts take turns, so that each fold has something of all of them
+        folds, by_cell = (parts + self.n_rollouts) % N_FOLDS, self.normalize_advantage == "group"
+        self.regrouper.observe(self.policy, experience.rollout, latent, credit, cells, folds, by_cell)
+
     def _make_objective(self) -> PPOObjective:
-        vf_coef = self.vf_coef if self._estimator.uses_critic else 0.0
-        return PPOObjective(self.ent_coef, vf_coef, self.normalize_advantage is True)
+        uses_critic = self._estimator.uses_critic
+        vf_coef = self.vf_coef if uses_critic else 0.0
+        return PPOObjective(self.ent_coef, vf_coef, self.normalize_advantage is True and uses_critic)
 
     def _make_update(self) -> Update:
         objective = self._make_objective()

@@ -56,6 +56,7 @@ class ModelFiles(GroupArguments, PPO):
         self._saved_groups: list[int] = []  # group of each cell when the model was saved
         self._built_groups: dict[str, Any] = {}  # what load() must not change
         self._group_seed: int | None = None
+        self._next_episode = 0  # number of the next episode of every environment
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:

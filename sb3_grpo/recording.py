@@ -14,6 +14,7 @@ class EndedEpisodes(NamedTuple):
     steps: np.ndarray  # of the last step, an index of the rollout's ``B`` steps, environment by environment
     returns: np.ndarray  # as ``Monitor`` reports them, else sums of the rewards that the algorithm got
     lengths: np.ndarray  # steps
+    truncated: np.ndarray  # whether a time limit ended it
 
 
 class Outcome(NamedTuple):
@@ -38,7 +39,8 @@ class RolloutRecorder(BaseCallback):
     def __init__(self, verbose: int = 0) -> None:
         super().__init__(verbose)
         self._rewards: list[np.ndarray] = []
-        self._ended: list[tuple[int, int, float, int]] = []  # step of the rollout, environment, return, length
+        # step of the rollout, environment, return, length, whether a time limit was the reason
+        self._ended: list[tuple[int, int, float, int, bool]] = []
         self._returns = np.empty(0)  # of the running episode of each environment; NaN if its beginning was not seen
         self._lengths = np.empty(0, dtype=int)
         self._last_model: Any = None  # model to which the running episodes belong
@@ -63,24 +65,25 @@ class RolloutRecorder(BaseCallback):
         self._lengths += 1
         for index in self.locals["dones"].nonzero()[0].tolist():
             # VecNormalize changes rewards, but not what Monitor reports
-            monitored = self.locals["infos"][index].get("episode", {})
+            info = self.locals["infos"][index]
             if np.isfinite(self._returns[index]):
-                episode_return = float(monitored.get("r", self._returns[index]))
-                self._ended.append((len(self._rewards) - 1, index, episode_return, int(self._lengths[index])))
+                episode_return = float(info.get("episode", {}).get("r", self._returns[index]))
+                truncated = bool(info.get("TimeLimit.truncated", False))
+                self._ended.append((len(self._rewards) - 1, index, episode_return, int(self._lengths[index]), truncated))
             self._returns[index], self._lengths[index] = 0.0, 0
         return True
 
-    def outcome(self, buffer: GroupBufferMixin, cells: np.ndarray, advantages: np.ndarray) -> Outcome:
+    def outcome(self, buffer: GroupBufferMixin, cells: np.ndarray) -> Outcome:
         """
         Put together what the steps of the last rollout brought.
 
         :param buffer: the complete rollout
         :param cells: cell of each step, shape ``(B,)``, in the order of ``buffer.samples()``
-        :param advantages: not normalised, shape ``(B,)``
+        :return: with the advantages that the buffer holds
         """
-        stored, recorded = buffer.flat_rewards(), self.rewards(buffer.buffer_size)
+        stored, recorded, samples = buffer.flat_rewards(), self.rewards(buffer.buffer_size), buffer.samples()
         paid = stored if recorded is None else recorded.ravel()
-        returns = buffer.samples().returns.cpu().numpy()
+        returns, advantages = (tensor.cpu().numpy() for tensor in (samples.returns, samples.advantages))
         return Outcome(cells, returns, stored, paid, advantages, self.episodes(buffer.buffer_size))
 
     def rewards(self, n_steps: int) -> np.ndarray | None:
@@ -100,5 +103,6 @@ class RolloutRecorder(BaseCallback):
         :return: none if this callback has not seen the whole rollout
         """
         ended = self._ended if len(self._rewards) == n_steps else []
-        steps = np.array([index * n_steps + step for step, index, _, _ in ended], dtype=int)
-        return EndedEpisodes(steps, np.array([row[2] for row in ended]), np.array([row[3] for row in ended], dtype=int))
+        steps = np.array([index * n_steps + step for step, index, *_ in ended], dtype=int)
+        returns, lengths, truncated = (np.array([row[column] for row in ended]) for column in (2, 3, 4))
+        return EndedEpisodes(steps, returns, lengths.astype(int), truncated.astype(bool))

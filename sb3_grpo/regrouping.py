@@ -11,11 +11,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution, TanhBijector
 from torch import nn
 
-from sb3_grpo.buffers import GroupBufferMixin, Rollout
+from sb3_grpo.buffers import Rollout
 from sb3_grpo.distributions import make_action_distribution
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.policies import GroupActorCriticPolicy
-from sb3_grpo.probe_math import N_FOLDS
 from sb3_grpo.probes import Probes
 from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split, plan_regrouping
 
@@ -121,39 +120,30 @@ class Regrouper(nn.Module):
     def observe(
         self,
         policy: GroupActorCriticPolicy,
-        buffer: GroupBufferMixin,
+        rollout: Rollout,
+        latent: th.Tensor | None,
+        credit: th.Tensor,
         cells: th.Tensor,
-        n_rollouts: int,
+        folds: th.Tensor,
         scale_by_cell: bool,
     ) -> None:
         """
         Have the probes learn from a rollout, and the groups become one rollout older.
 
         :param policy: the policy that collected the rollout
-        :param buffer: the complete rollout
+        :param rollout: ``B`` steps
+        :param latent: output of the actor's trunk at each step, shape ``(B, latent_dim)``; ``None``: not known
+        :param credit: how much better than expected each action was, shape ``(B,)``
         :param cells: cell of each step, shape ``(B,)``
-        :param n_rollouts: rollouts before this one
-        :param scale_by_cell: normalise the advantages of each cell by themselves
+        :param folds: fold of each step, 0 or 1; in one rollout those of an episode are in the same one, shape ``(B,)``
+        :param scale_by_cell: normalise the credit of each cell by itself
         """
-        rollout = buffer.samples()
-        latent = self.recorder.latents(buffer.buffer_size)
         if latent is None:
             latent = rollout_latents(policy, rollout)
         actions = rollout.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else rollout.actions
-        # environments take turns, so that in one rollout all steps of an environment are in the same fold
-        folds = (th.arange(buffer.n_envs, device=latent.device) + n_rollouts) % N_FOLDS
-        heads = policy.grouping.cell_to_head[cells]
-        gradient = grad_log_prob(policy, latent, heads, actions)
+        gradient = grad_log_prob(policy, latent, policy.grouping.cell_to_head[cells], actions)
         with interrupts_delayed():
-            self.probes.learn(
-                latent,
-                gradient,
-                # one-step errors: those of many steps are noisier, and the noise of neighbouring steps is the same
-                buffer.td_errors(),
-                cells,
-                folds.repeat_interleave(buffer.buffer_size),
-                scale_by_cell,
-            )
+            self.probes.learn(latent, gradient, credit, cells, folds, scale_by_cell)
             policy.grouping.age += 1
 
     def due(self, rule: RegroupRule, n_rollouts: int) -> bool:

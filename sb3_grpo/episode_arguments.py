@@ -1,0 +1,95 @@
+"""Arguments of estimators without a critic, and what they ask of environments."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_grpo.estimators import ESTIMATORS, AdvantageEstimator, CriticFreeEstimator
+from sb3_grpo.rules import check, choice, integer_from
+
+# What stands in ``estimator_kwargs``
+OPTION_RULES = {
+    "scale": choice("group", "batch", "none"),
+    "aggregation": choice("trajectory", "step", "constant"),
+    "ratio": choice("step", "trajectory"),
+    "alike": choice("keep", "skip"),
+    "truncated": choice("keep", "mask"),
+    "max_rollouts": integer_from(1),
+}
+# Arguments of PPO that only a critic uses, with PPO's defaults
+CRITIC_DEFAULTS = {"gae_lambda": 0.95, "vf_coef": 0.5, "clip_range_vf": None}
+
+
+def check_estimator(values: Mapping[str, Any]) -> None:
+    """
+    Check the options of an estimator of advantages, and the arguments that do not go together with it.
+
+    :param values: arguments of ``GRPO`` by name
+    :raises ValueError: if an option is not one of the estimator, has no effect, or is out of its range
+    """
+    if "advantage_estimator" not in values:
+        return
+    name, options = values["advantage_estimator"], values.get("estimator_kwargs") or {}
+    estimator = ESTIMATORS[name]
+    known = [option for option in inspect.signature(estimator).parameters if option not in ("group_size", "gamma")]
+    if unknown := sorted(options.keys() - set(known)):
+        raise ValueError(
+            f"`estimator_kwargs` must hold options of advantage_estimator={name!r}, which are {known}, got {unknown}"
+        )
+    if estimator.uses_critic:
+        allowed: dict[str, Any] = {"group_size": None}
+    else:
+        allowed = {**CRITIC_DEFAULTS, "normalize_advantage": bool(values.get("normalize_advantage"))}
+    for argument, only in allowed.items():
+        if argument in values and values[argument] != only:
+            has = "a critic, so that no episodes are compared" if estimator.uses_critic else "no critic"
+            raise ValueError(
+                f"`{argument}` must be {only} with advantage_estimator={name!r}, which has {has}, got {values[argument]!r}"
+            )
+    if issubclass(estimator, CriticFreeEstimator):
+        for option in options.keys() & OPTION_RULES.keys():
+            check(option, OPTION_RULES[option], options[option])
+    if values.get("compile") and options.get("ratio") == "trajectory":
+        raise ValueError("`compile` must be False with ratio='trajectory', whose minibatches differ in size, got True")
+    if values.get("ref_update_freq") is not None and values.get("kl_coef") == 0:
+        raise ValueError(f"`ref_update_freq` must be None where `kl_coef` is 0, got {values['ref_update_freq']!r}")
+
+
+def check_episodes(env: VecEnv | None, estimator: AdvantageEstimator, n_steps: int) -> None:
+    """
+    Check that the environments have the episodes that an estimator without a critic compares.
+
+    :param env: the environments; ``None``: there are none yet
+    :param estimator: of the advantages
+    :param n_steps: steps of a rollout in each environment
+    :raises ValueError: if their number, or how they begin, does not fit, or their episodes are too long
+    """
+    if env is None or not isinstance(estimator, CriticFreeEstimator):
+        return
+    size = estimator.group_size
+    if size < 2 or env.num_envs % size:
+        raise ValueError(
+            f"`group_size` must be at least 2 and divide the number of environments, whose episodes are compared; got {size} "
+            f"for {env.num_envs}"
+        )
+    if estimator.needs_shared_start and not env.has_attr("skip_to"):
+        raise ValueError(
+            "`env` must be made by make_group_vec_env, so that episodes begin alike, which advantage_estimator='outcome' and "
+            "'process' compare; 'time_step' needs no such environments"
+        )
+    if estimator.needs_shared_start:
+        starts, wanted = list(env.get_attr("start")), [index // size for index in range(env.num_envs)]
+        if starts != wanted:
+            raise ValueError(
+                f"`group_size` must be that of make_group_vec_env, got {size} for environments with starts {starts}"
+            )
+    specs = env.get_attr("spec") if env.has_attr("spec") else []
+    longest = max((getattr(spec, "max_episode_steps", None) or 0 for spec in specs), default=0)
+    if longest > n_steps * estimator.groups.max_rollouts:
+        raise ValueError(
+            f"`n_steps` must be at least {longest}, the length of the longest episode, with an estimator that has no critic: "
+            f"nothing is known of an episode before it ends; got {n_steps}. estimator_kwargs=dict(max_rollouts=...) allows "
+            "episodes of several rollouts, whose first actions are those of older policies"
+        )
