@@ -31,8 +31,7 @@ class Rollout(NamedTuple):
     def tensors(self) -> list[th.Tensor | None]:
         """Return all entries, those of a dict of observations first."""
         observations = self.observations
-        first: list[Any] = list(observations.values()) if isinstance(observations, dict) else [observations]
-        return [*first, *self[1:]]
+        return [*(observations.values() if isinstance(observations, dict) else [observations]), *self[1:]]
 
     @classmethod
     def of(cls, keys: Sequence[str] | None, tensors: Sequence[Any]) -> "Rollout":
@@ -63,8 +62,8 @@ class Rollout(NamedTuple):
         :param others: come after these, and have the same entries
         """
         keys = list(self.observations) if isinstance(self.observations, dict) else None
-        pairs = zip(self.tensors(), others.tensors(), strict=True)
-        return Rollout.of(keys, [None if one is None else th.cat([one, other]) for one, other in pairs])
+        pairs: list[Any] = list(zip(self.tensors(), others.tensors(), strict=True))
+        return Rollout.of(keys, [None if pair[0] is None else th.cat(pair) for pair in pairs])
 
     def minibatches(self, batch_size: int) -> Generator["Rollout", None, None]:
         """

@@ -12,11 +12,12 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_grpo.arguments import NOT_NEGATIVE, RULES, Rule, check, check_targets, is_number, targets_of
+from sb3_grpo.arguments import RULES, check_targets, targets_of
 from sb3_grpo.balancing import BALANCERS
 from sb3_grpo.evaluation import env_has
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.recording import Outcome, RolloutRecorder
+from sb3_grpo.rules import NOT_NEGATIVE, Rule, check, is_number
 from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
 
 UNIFORM_SHARE = Rule("between 0.1 and 1", lambda value: is_number(value) and 0.1 <= value <= 1)

@@ -17,11 +17,8 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import nn
 
 from sb3_grpo import GRPO, MlpPolicy, MultiInputPolicy
-from sb3_grpo.advantages import ESTIMATORS, GAE
 from sb3_grpo.arguments import (
-    NOT_NAN,
     RULES,
-    KeyOf,
     check_arguments,
     check_learn_arguments,
     finite_schedule_value,
@@ -30,6 +27,8 @@ from sb3_grpo.arguments import (
     schedule_value,
 )
 from sb3_grpo.balancing import BALANCERS, RelativePenalty
+from sb3_grpo.estimators import ESTIMATORS, GAE
+from sb3_grpo.rules import NOT_NAN, KeyOf
 from sb3_grpo.scores import SCORES, ReturnScore
 
 NAN, INF = math.nan, math.inf
@@ -67,7 +66,13 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "max_groups": ("an integer, or None", [4.0, "4", True]),
     "router": ("one of ['random', 'one_hot', 'discrete'] or a callable", ["nearest", "", None, 5, ["random"]]),
     "router_kwargs": ("a dict whose keys are strings, or None", ["dict(n_cells=4)", [4], 5]),
-    "advantage_estimator": ("one of ['gae']", ["GAE", "", None, 5, ["gae"], GAE]),
+    "advantage_estimator": ("one of ['gae', 'outcome', 'process', 'time_step']", ["GAE", "", None, 5, ["gae"], GAE]),
+    "group_size": ("an integer of at least 2, or None", [1, 0, -2, 2.5, "8", True]),
+    "estimator_kwargs": ("a dict whose keys are strings, or None", ["scale", ["scale"], {1: "group"}]),
+    "clip_range_high": ("a number above 0, or None", [0, -0.1, NAN, "0.3"]),
+    "kl_coef": ("finite and at least 0", [-0.1, NAN, INF, "0", None]),
+    "ref_update_freq": ("an integer of at least 1, or None", [0, -1, 1.5, "1"]),
+    "ref_tau": ("above 0 and at most 1", [0, -0.1, 1.1, NAN, "1", None]),
     "balancer": (f"one of {list(BALANCERS)}", ["penalty", None, True, RelativePenalty]),
     "group_score": (f"one of {list(SCORES)}", ["returns", "", None, True, ["gap"], ReturnScore]),
     "group_targets": (

@@ -159,7 +159,10 @@ class TestMinibatches:
         """A rollout in which every entry tells its step."""
         samples = Episodes().fill(make_buffer(cls, space)).samples()
         number = th.arange(len(samples.heads))
-        fields = {name: number.float() + place for place, name in enumerate(Rollout._fields[1:])}
+        fields = {
+            name: number.float() + place
+            for place, name in enumerate(name for name in Rollout._fields[1:] if name != "trajectories")
+        }
         observations: PyTorchObs = {"obs": number.unsqueeze(1), "task": -number} if isinstance(space, spaces.Dict) else number
         return Rollout(observations, **{**fields, "heads": number})
 
@@ -168,7 +171,9 @@ class TestMinibatches:
         rollout, seen = self.numbered(cls, space), []
         for batch in rollout.minibatches(8):
             number = batch.heads
-            for place, (name, values) in enumerate(zip(Rollout._fields[1:], batch[1:], strict=True)):
+            assert batch.trajectories is None
+            for place, name in enumerate(name for name in Rollout._fields[1:] if name != "trajectories"):
+                values = getattr(batch, name)
                 assert values.equal(number if name == "heads" else number.float() + place), name
             observations = batch.observations
             if isinstance(observations, dict):

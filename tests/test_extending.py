@@ -10,9 +10,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tiny_envs import CountingEnv
 
 from sb3_grpo import GRPO, TaskSamplingCallback
-from sb3_grpo.advantages import ESTIMATORS, AdvantageEstimator
 from sb3_grpo.balancing import BALANCERS, Balancer, GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin
+from sb3_grpo.estimators import ESTIMATORS, AdvantageEstimator, Experience
 from sb3_grpo.heads import split_heads
 from sb3_grpo.recording import Outcome
 from sb3_grpo.scores import SCORES, GroupScores, Score, ScoreHistory
@@ -21,12 +21,13 @@ N_TASKS, N_STEPS = 3, 30
 
 
 class SecondAction(AdvantageEstimator):
-    """Action 1 is better by the number of its group plus 1, whatever the rewards are; no value is asked for."""
+    """Action 1 is better by the number of its cell plus 1, whatever the rewards are; no value is asked for."""
 
     uses_critic = False
 
-    def __call__(self, buffer: GroupBufferMixin, groups: np.ndarray) -> np.ndarray:
-        return (2 * buffer.samples().actions.cpu().numpy().flatten() - 1) * (groups + 1)
+    def __call__(self, buffer: GroupBufferMixin, outcome: Outcome, ended: np.ndarray) -> Experience:
+        advantages = (2 * buffer.samples().actions.cpu().numpy().flatten() - 1) * (outcome.cells + 1)
+        return Experience(buffer.samples(), outcome._replace(advantages=advantages), np.zeros(len(advantages), dtype=int))
 
 
 class ByNumber(Balancer):

@@ -58,7 +58,7 @@ def looking(recorder: RolloutRecorder) -> Look:
 
 def rows(episodes: EndedEpisodes) -> list[tuple[int, float, int]]:
     """Step, return and length of each episode."""
-    return list(zip(*(column.tolist() for column in episodes), strict=True))
+    return list(zip(*(column.tolist() for column in episodes[:3]), strict=True))
 
 
 class PlainLoop:
@@ -167,7 +167,7 @@ class TestEpisodes:
         make_model(make_env()).learn(N_STEPS * 3, callback=recorder)
         assert len(recorder.episodes(N_STEPS).steps) > 0
         empty = recorder.episodes(N_STEPS + 1)
-        assert [len(column) for column in empty] == [0, 0, 0]
+        assert [len(column) for column in empty] == [0, 0, 0, 0]
         # an index, also where nothing is to be looked up
         assert np.arange(5)[empty.steps].tolist() == []
 
@@ -279,23 +279,24 @@ class TestOutcome:
 
     def test_entries_are_of_the_same_steps(self):
         recorder = RolloutRecorder()
-        stored = Look(lambda buffer: (buffer.rewards.T.ravel(), buffer.returns.T.ravel()))
+        stored = Look(lambda buffer: tuple(getattr(buffer, name).T.ravel() for name in ("rewards", "returns", "advantages")))
         model = self.make(recorder, stored)
-        cells, advantages = np.arange(12), np.linspace(-1, 1, 12)
-        outcome = recorder.outcome(model.rollout_buffer, cells, advantages)
-        rewards, returns = stored.seen[0]
+        cells = np.arange(12)
+        outcome = recorder.outcome(model.rollout_buffer, cells)
+        rewards, returns, advantages = stored.seen[0]
         assert outcome.cells is cells
-        assert outcome.advantages is advantages
+        np.testing.assert_array_equal(outcome.advantages, advantages)
         assert outcome.paid.tolist() == [1.0] * 6 + [5.0] * 6
         np.testing.assert_array_equal(outcome.rewards, rewards)
         np.testing.assert_array_equal(outcome.returns, returns)
         assert rows(outcome.episodes) == [(1, 2.0, 2), (7, 10.0, 2), (3, 2.0, 2), (9, 10.0, 2), (5, 2.0, 2), (11, 10.0, 2)]
+        assert outcome.episodes.truncated.tolist() == [True] * 6
         # rewards as they were paid, returns with the value of what would have come
         assert (outcome.rewards != outcome.paid).sum() == 6
 
     def test_of_a_recorder_that_has_seen_nothing(self):
         """The rewards of the buffer take their place."""
         model, recorder = self.make(RolloutRecorder()), RolloutRecorder()
-        outcome = recorder.outcome(model.rollout_buffer, np.zeros(12, dtype=int), np.zeros(12))
+        outcome = recorder.outcome(model.rollout_buffer, np.zeros(12, dtype=int))
         np.testing.assert_array_equal(outcome.paid, outcome.rewards)
-        assert [len(column) for column in outcome.episodes] == [0, 0, 0]
+        assert [len(column) for column in outcome.episodes] == [0, 0, 0, 0]

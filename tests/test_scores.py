@@ -91,7 +91,9 @@ def outcome_of(
     paid = array(*rewards)
     others = [paid if given is None else array(*given) for given in (returns, advantages)]
     steps = np.array([step for step, _ in episodes], dtype=int)
-    ended = EndedEpisodes(steps, array(*(value for _, value in episodes)), np.ones(len(steps), dtype=int))
+    ended = EndedEpisodes(
+        steps, array(*(value for _, value in episodes)), np.ones(len(steps), dtype=int), np.zeros(len(steps), dtype=bool)
+    )
     return Outcome(np.array(cells), others[0], paid, paid, others[1], ended)
 
 
@@ -211,7 +213,7 @@ def random_rollouts(random: np.random.Generator, n_rollouts: int) -> list[Outcom
         returns, advantages = random.normal(level[cells], 1), random.normal(size=60)
         # more than 20 episodes of a cell in two rollouts
         episode_returns = random.normal(5 * level + rollout * progress, 3, (60, N_CELLS))[np.arange(60), cells]
-        ended = EndedEpisodes(np.arange(60), episode_returns, np.ones(60, dtype=int))
+        ended = EndedEpisodes(np.arange(60), episode_returns, np.ones(60, dtype=int), np.zeros(60, dtype=bool))
         made.append(Outcome(cells, returns, rewards + 0.1, rewards, advantages, ended))
     return made
 

@@ -16,10 +16,10 @@ from benchmarks.lib.tasks import N_TASKS
 from sb3_grpo import GRPO
 from sb3_grpo.balancing import GroupWeights
 from sb3_grpo.buffers import Rollout
+from sb3_grpo.estimators import Experience
 from sb3_grpo.heads import HEAD_DIMS, split_heads
 from sb3_grpo.losses import group_means, group_std
 from sb3_grpo.objective import PPOObjective
-from sb3_grpo.recording import Outcome
 from sb3_grpo.scores import GroupScores
 from sb3_grpo.update import EagerUpdate, FlatStepper, OptimizerStepper, Update, UpdateStep, trained_parameters
 
@@ -44,9 +44,12 @@ class TaskNormalisedBuffer(RolloutBuffer):
 class OwnDeviationGRPO(GRPO):
     """Divide the advantages of each group by their standard deviation, however small it is."""
 
-    def _normalize_advantages(self, outcome: Outcome, cell_to_group: np.ndarray) -> tuple[Rollout, np.ndarray | None]:
+    def _normalize_advantages(self, experience: Experience, cell_to_group: np.ndarray) -> tuple[Rollout, np.ndarray | None]:
         # a group with a reward in the rollout has no smallest divisor
-        return super()._normalize_advantages(outcome._replace(paid=np.ones_like(outcome.paid)), cell_to_group)
+        paid = np.ones_like(experience.outcome.paid)
+        return super()._normalize_advantages(
+            experience._replace(outcome=experience.outcome._replace(paid=paid)), cell_to_group
+        )
 
 
 class TrustRegionObjective(PPOObjective):
@@ -143,7 +146,7 @@ class UPGradUpdate(EagerUpdate):
         if step.accepted:
             losses = []
             for head in batch.heads.unique():
-                of_group = Rollout(*(field[batch.heads == head] for field in batch))
+                of_group = batch.at((batch.heads == head).nonzero().flatten())
                 losses.append(self.objective(self.policy, of_group, clip_range, clip_range_vf).loss)
             self._descend(losses)
         return step
