@@ -287,6 +287,7 @@ GROUP_KWARGS = {
     "router": "`router`",
     "router_kwargs": "`router_kwargs`",
     "group_seed": "`seed`",
+    "use_critic": "`advantage_estimator`",
 }
 
 
@@ -596,4 +597,9 @@ def check_built(model: Any) -> None:
         raise ValueError(
             f"`n_steps` of a model that is built cannot be assigned, since its rollout buffer holds "
             f"{model.rollout_buffer.buffer_size} steps, got {model.n_steps}; give it to `load`"
+        )
+    if model.policy.use_critic != ESTIMATORS[model.advantage_estimator].uses_critic:
+        raise ValueError(
+            f"`advantage_estimator` of a model that is built must have uses_critic={model.policy.use_critic}, since its policy "
+            f"was built so, got {model.advantage_estimator!r}"
         )

@@ -156,8 +156,10 @@ def explain_refused_step(policy: "GroupActorCriticPolicy", step: "UpdateStep", b
     actions = batch.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else batch.actions
     with th.no_grad():
         values, log_prob, _ = policy.evaluate_rollout(batch.observations, actions, batch.heads)
-    squared_error, ratio = (batch.returns - values.flatten()).square(), (log_prob - batch.old_log_prob).exp()
-    failed = batch.heads[~(squared_error.isfinite() & ratio.isfinite())]
+    finite = (log_prob - batch.old_log_prob).exp().isfinite()
+    if policy.use_critic:
+        finite = finite & (batch.returns - values.flatten()).square().isfinite()
+    failed = batch.heads[~finite]
     groups = group_of_head[failed if len(failed) else batch.heads].unique().tolist()
     raise NonFiniteError(
         f"the loss is NaN or infinite in groups {groups}; "
@@ -165,7 +167,9 @@ def explain_refused_step(policy: "GroupActorCriticPolicy", step: "UpdateStep", b
     )
 
 
-def log_update(logger: Logger, steps: list["UpdateStep"], epoch_start: int, clip_range: float) -> None:
+def log_update(
+    logger: Logger, steps: list["UpdateStep"], epoch_start: int, clip_range: float, use_critic: bool = True
+) -> None:
     """
     Log the terms of the loss under PPO's tags.
 
@@ -173,9 +177,10 @@ def log_update(logger: Logger, steps: list["UpdateStep"], epoch_start: int, clip
     :param steps: one for each minibatch
     :param epoch_start: index of the first minibatch of the last epoch
     :param clip_range: clipping parameter of the surrogate
+    :param use_critic: whether the policy has a critic; without one there is no value loss to log
     """
     terms = [step.terms for step in steps]
-    for name in ("entropy_loss", "policy_gradient_loss", "value_loss"):
+    for name in ("entropy_loss", "policy_gradient_loss", *(["value_loss"] if use_critic else [])):
         logger.record(f"train/{name}", th.stack([getattr(each, name) for each in terms]).mean().item())
     log_ratio = [each.log_ratio for each in terms]
     logger.record("train/approx_kl", approx_kl(th.cat(log_ratio[epoch_start:])).item())
@@ -192,7 +197,8 @@ def log_policy(logger: Logger, policy: "GroupActorCriticPolicy", buffer: GroupBu
     :param policy: the policy
     :param buffer: the rollout that it was updated with
     """
-    logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+    if policy.use_critic:
+        logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
     log_std: Any = getattr(policy, "log_std", None)
     if log_std is not None:
         heads = [policy.grouping.heads.index(group) for group in policy.grouping.active]

@@ -293,7 +293,7 @@ class GRPO(ModelFiles):
         self._n_updates += epochs.n_begun
         if self._compiled_update is not None and self._compiled_update.compiled_step.works:
             self.policy.compile_act()
-        log_update(self.logger, epochs.steps, epochs.last_start, clip_range)
+        log_update(self.logger, epochs.steps, epochs.last_start, clip_range, self.policy.use_critic)
         log_policy(self.logger, self.policy, self.rollout_buffer)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
@@ -327,9 +327,9 @@ class GRPO(ModelFiles):
         heads = policy.grouping.cell_to_head[th.as_tensor(outcome.cells, device=self.device)]
         rollout, advantages = self.rollout_buffer.samples()._replace(heads=heads), outcome.advantages
         if self.normalize_advantage == "group":
-            assert policy.value_scale is not None
-            with interrupts_delayed():
-                policy.value_scale.update(outcome.returns, heads.cpu().numpy(), policy.value_net)
+            if policy.value_scale is not None:
+                with interrupts_delayed():
+                    policy.value_scale.update(outcome.returns, heads.cpu().numpy(), policy.value_net)
             groups, max_groups = cell_to_group[outcome.cells], policy.grouping.max_groups
             per_scale = self.score_history.reward_scale.inverse_of_groups(cell_to_group, max_groups)
             floor = smallest_divisor(groups, outcome.paid, per_scale, self.gamma * self.gae_lambda, self.n_steps)

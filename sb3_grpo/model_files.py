@@ -12,8 +12,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
+from sb3_grpo.advantages import ESTIMATORS
 from sb3_grpo.arguments import GroupArguments, refuse_change
 from sb3_grpo.grouping import default_groups
+from sb3_grpo.headed_policy import without_critic
 from sb3_grpo.heads import n_heads_in
 from sb3_grpo.policies import GroupActorCriticPolicy
 from sb3_grpo.regroup_plan import RegroupEvent
@@ -33,6 +35,9 @@ from sb3_grpo.saving import (
     write_safetensors,
 )
 from sb3_grpo.scores import ScoreHistory
+
+# Entry of what load() must not change, named as the user knows it
+USES_CRITIC = "advantage_estimator.uses_critic"
 
 SelfModelFiles = TypeVar("SelfModelFiles", bound="ModelFiles")
 
@@ -79,14 +84,16 @@ class ModelFiles(GroupArguments, PPO):
         fixed: dict[str, Any] = dict(n_groups=self.n_groups, max_groups=self.max_groups)
         fixed["router"] = self.router if isinstance(self.router, str) else "a callable"
         fixed |= router.settings()
-        refuse_change(built, fixed)
+        fixed[USES_CRITIC] = use_critic = ESTIMATORS[self.advantage_estimator].uses_critic
+        # files of earlier versions do not say it: all of their models had a critic
+        refuse_change({USES_CRITIC: True, **built} if built else built, fixed)
         # a model that was saved with scaled values keeps them
-        scale_values = built.get("scale_values", False) or self.normalize_advantage == "group"
+        scale_values = built.get("scale_values", False) or (use_critic and self.normalize_advantage == "group")
         self._built_groups = {**fixed, "scale_values": scale_values}
         # another number of heads would be another compilation
         all_heads = bool(self.compile)
         own = dict(router=self.router, group_seed=self._group_seed, scale_values=scale_values, all_heads=all_heads)
-        return {**kwargs, **own}
+        return {**kwargs, **own, "use_critic": use_critic}
 
     def training_state(self) -> dict[str, th.Tensor]:
         """
@@ -194,7 +201,8 @@ class ModelFiles(GroupArguments, PPO):
         Copy the parameters of a saved model, or of ``get_parameters()``, into this one.
 
         The parameters may be PPO's, or those of GRPO with one group: then every group gets a copy of their head. If there
-        are several groups, the optimizer begins anew, since the moments of one head do not fit them.
+        are several groups, the optimizer begins anew, since the moments of one head do not fit them. A model without a
+        critic leaves out the parameters of a critic, and its optimizer begins anew too.
 
         :param load_path_or_dict: zip file, or dictionary of ``state_dict()``
         :param exact_match: whether all names must be there
@@ -207,7 +215,9 @@ class ModelFiles(GroupArguments, PPO):
         # the optimizer's moments fit heads in use, whichever heads the two models hold beside them
         self.policy.hold_heads(False)
         try:
-            if self.policy.n_heads > 1 and n_heads_in(params.get("policy", {})) == 1:
+            state = params.get("policy", {})
+            more_heads = self.policy.n_heads > 1 and n_heads_in(state, self.policy, self.policy.n_heads) == 1
+            if more_heads or len(without_critic(self.policy, state)) < len(state):
                 empty = {**self.policy.optimizer.state_dict(), "state": {}}
                 params = {**params, "policy.optimizer": empty}
             super().set_parameters(params, exact_match, device)

@@ -17,7 +17,7 @@ class LossTerms(NamedTuple):
 
     loss: th.Tensor  # scalar, what is minimised
     policy_gradient_loss: th.Tensor  # scalar
-    value_loss: th.Tensor  # scalar
+    value_loss: th.Tensor  # scalar, 0 without a critic
     entropy_loss: th.Tensor  # scalar
     log_ratio: th.Tensor  # log-probability of the actions, new minus old, shape (b,)
 
@@ -30,7 +30,7 @@ class PPOObjective:
     At the policy that collected the rollout its gradient is that of ``L_PPO + lambda * L_group``.
 
     :param ent_coef: coefficient of the entropy loss
-    :param vf_coef: coefficient of the value loss; 0 where no critic is trained
+    :param vf_coef: coefficient of the value loss, if the policy has a critic
     :param normalize_advantage: normalise the advantages of each minibatch, as PPO does
     """
 
@@ -52,25 +52,39 @@ class PPOObjective:
         """
         actions = batch.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else batch.actions
         values, log_prob, entropy = policy.evaluate_rollout(batch.observations, actions, batch.heads)
-        values, old_values, returns = values.flatten(), batch.old_values, batch.returns
-        if policy.value_scale is not None:
-            values, old_values, returns = (
-                policy.value_scale.normalize(tensor, batch.heads) for tensor in (values, old_values, returns)
-            )
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
         log_ratio = log_prob - batch.old_log_prob
         policy_loss = -self.surrogate(log_ratio.exp(), advantages, batch.weights, clip_range).mean()
-        if clip_range_vf is not None:
-            values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
-        value_loss = F.mse_loss(returns, values)
+        value_loss = self.value_loss(policy, batch, values, clip_range_vf) if policy.use_critic else policy_loss.new_zeros(())
         # where the entropy has no analytical form, -log_prob is an estimate of it
         entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
         loss = policy_loss if self.ent_coef == 0 else policy_loss + self.ent_coef * entropy_loss
         loss = loss + self.vf_coef * value_loss
         return LossTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio)
+
+    def value_loss(
+        self, policy: GroupActorCriticPolicy, batch: Rollout, values: th.Tensor, clip_range_vf: float | None
+    ) -> th.Tensor:
+        """
+        Compute the mean squared error of values.
+
+        :param policy: what is trained; has a critic
+        :param batch: ``b`` steps of a rollout
+        :param values: values of the steps by the present policy, shape ``(b, 1)``
+        :param clip_range_vf: see :meth:`__call__`
+        :return: scalar, in the squared unit of the value heads
+        """
+        values, old_values, returns = values.flatten(), batch.old_values, batch.returns
+        if policy.value_scale is not None:
+            values, old_values, returns = (
+                policy.value_scale.normalize(tensor, batch.heads) for tensor in (values, old_values, returns)
+            )
+        if clip_range_vf is not None:
+            values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
+        return F.mse_loss(returns, values)
 
     def surrogate(self, ratio: th.Tensor, advantages: th.Tensor, weights: th.Tensor, clip_range: float) -> th.Tensor:
         """

@@ -168,8 +168,18 @@ class TestStates:
     }
 
     def test_number_of_heads(self):
-        assert n_heads_in(self.state) == 2
-        assert n_heads_in({"trunk": th.ones(2)}) is None
+        policy = make_policy(spaces.Discrete(4))
+        assert n_heads_in(self.state, policy, N_HEADS) == 2
+        assert n_heads_in({"trunk": th.ones(2)}, policy, N_HEADS) is None
+
+    @pytest.mark.parametrize(("n_own", "n_heads"), [(1, 1), (1, 3), (3, 1), (3, 3)])
+    @pytest.mark.parametrize("use_critic", [True, False])
+    def test_number_of_heads_in_the_state_of_a_policy(self, spec, n_own, n_heads, use_critic):
+        """Whether or not there are value heads in the state, or in the policy that is to load it."""
+        state = make_policy(**spec, n_heads=n_heads, use_critic=use_critic).state_dict()
+        for own_critic in (True, False):
+            policy = make_policy(**spec, n_heads=n_own, use_critic=own_critic)
+            assert n_heads_in(state, policy, n_own) == n_heads
 
     def test_picked(self):
         picked = pick_heads_in(self.state, 2, [1, 1, 0])
