@@ -150,7 +150,7 @@ def test_arguments_can_be_changed_between_trainings(monkeypatch):
         uses_critic = True
 
     monkeypatch.setitem(ESTIMATORS, "by_value", ByValue)
-    model = make_model(advantage_estimator="by_value", policy_kwargs=dict(net_arch=dict(pi=[8], vf=[8])))
+    model = make_model(advantage_estimator="by_value")
     share = share_of_second_action(model)
     model.learn(10 * 2 * N_STEPS)
     assert (share_of_second_action(model)[1:] > share[1:] + 0.02).all()
