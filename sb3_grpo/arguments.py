@@ -186,6 +186,7 @@ GROUP_KWARGS = {
     "router": "`router`",
     "router_kwargs": "`router_kwargs`",
     "group_seed": "`seed`",
+    "use_critic": "`advantage_estimator`",
 }
 
 

@@ -156,8 +156,10 @@ def explain_refused_step(policy: "GroupActorCriticPolicy", step: "UpdateStep", b
     actions = batch.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else batch.actions
     with th.no_grad():
         values, log_prob, _ = policy.evaluate_rollout(batch.observations, actions, batch.heads)
-    squared_error, ratio = (batch.returns - values.flatten()).square(), (log_prob - batch.old_log_prob).exp()
-    failed = batch.heads[~(squared_error.isfinite() & ratio.isfinite())]
+    finite = (log_prob - batch.old_log_prob).exp().isfinite()
+    if policy.use_critic:
+        finite = finite & (batch.returns - values.flatten()).square().isfinite()
+    failed = batch.heads[~finite]
     groups = group_of_head[failed if len(failed) else batch.heads].unique().tolist()
     raise NonFiniteError(
         f"the loss is NaN or infinite in groups {groups}; "
@@ -165,21 +167,25 @@ def explain_refused_step(policy: "GroupActorCriticPolicy", step: "UpdateStep", b
     )
 
 
-def log_update(logger: Logger, steps: list["UpdateStep"], epoch_start: int, clip_range: float) -> None:
+def log_update(
+    logger: Logger, steps: list["UpdateStep"], epoch_start: int, clip_ranges: tuple[float, float], names: Iterable[str]
+) -> None:
     """
     Log the terms of the loss under PPO's tags.
 
     :param logger: of the model
     :param steps: one for each minibatch
     :param epoch_start: index of the first minibatch of the last epoch
-    :param clip_range: clipping parameter of the surrogate
+    :param clip_ranges: clipping parameters of the surrogate below and above 1
+    :param names: of the terms
     """
     terms = [step.terms for step in steps]
-    for name in ("entropy_loss", "policy_gradient_loss", "value_loss"):
+    for name in names:
         logger.record(f"train/{name}", th.stack([getattr(each, name) for each in terms]).mean().item())
     log_ratio = [each.log_ratio for each in terms]
     logger.record("train/approx_kl", approx_kl(th.cat(log_ratio[epoch_start:])).item())
-    clipped = (th.cat(log_ratio).exp() - 1).abs() > clip_range
+    change = th.cat(log_ratio).exp() - 1
+    clipped = (change < -clip_ranges[0]) | (change > clip_ranges[1])
     logger.record("train/clip_fraction", clipped.float().mean().item())
     logger.record("train/loss", terms[-1].loss.item())
 
@@ -192,7 +198,8 @@ def log_policy(logger: Logger, policy: "GroupActorCriticPolicy", buffer: GroupBu
     :param policy: the policy
     :param buffer: the rollout that it was updated with
     """
-    logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+    if policy.use_critic:
+        logger.record("train/explained_variance", explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
     log_std: Any = getattr(policy, "log_std", None)
     if log_std is not None:
         heads = [policy.grouping.heads.index(group) for group in policy.grouping.active]

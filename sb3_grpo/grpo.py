@@ -41,6 +41,7 @@ from sb3_grpo.objective import PPOObjective
 from sb3_grpo.policies import POLICIES, GroupActorCriticPolicy
 from sb3_grpo.probe_math import N_FOLDS
 from sb3_grpo.recording import Outcome, RolloutRecorder
+from sb3_grpo.reference import ReferencePolicy
 from sb3_grpo.regrouping import Regrouper, RegroupRule
 from sb3_grpo.routing import check_first_observations
 from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
@@ -251,7 +252,7 @@ class GRPO(ModelFiles):
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_compiled_update", "_callback", "_recorder", "_balancer", "_estimator", "_score", "score_history", "regrouper"]
-        return [*super()._excluded_save_params(), *own, "built_estimator"]
+        return [*super()._excluded_save_params(), *own, "built_estimator", "reference"]
 
     def _setup_learn(
         self,
@@ -276,6 +277,10 @@ class GRPO(ModelFiles):
             # its time is counted in these steps
             self.regroup_history, self.first_grouping = [], self.policy.grouping.cell_to_group.tolist()
         self.policy.adopt_changes()
+        if self.kl_coef == 0:
+            self.reference = None
+        elif self.reference is None:
+            self.reference = ReferencePolicy(self.policy)
         if self.max_groups != 1 or self.router != "random":
             # otherwise observations are not routed, and may hold what a features extractor replaces
             assert self._last_obs is not None
@@ -325,6 +330,8 @@ class GRPO(ModelFiles):
         scores, weights = self._weigh_groups(experience.outcome, cell_to_group, divisors)
         step_weights = weights.at(scores.groups, cell_to_group[experience.outcome.cells])
         rollout = rollout._replace(weights=th.as_tensor(step_weights, device=self.device))
+        if self.reference is not None:
+            rollout = rollout._replace(reference_log_prob=self.reference.log_prob(rollout))
         self._observe(experience)
         with self._make_update() as update:
             epochs = EpochLoop(update, self.policy, self.n_epochs, self.batch_size, self.verbose)
@@ -332,13 +339,18 @@ class GRPO(ModelFiles):
         self._n_updates += epochs.n_begun
         if self._compiled_update is not None and self._compiled_update.compiled_step.works:
             self.policy.compile_act()
-        log_update(self.logger, epochs.steps, epochs.last_start, clip_range)
+        clip_ranges = (clip_range, clip_range if self.clip_range_high is None else self.clip_range_high)
+        names = self._make_objective().logged_terms(self.policy.use_critic)
+        log_update(self.logger, epochs.steps, epochs.last_start, clip_ranges, names)
         log_policy(self.logger, self.policy, self.rollout_buffer)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
         log_groups(self.logger, len(self.policy.grouping.active), scores, weights)
+        if self.reference is not None and self.ref_update_freq is not None and self.n_rollouts % self.ref_update_freq == 0:
+            with interrupts_delayed():
+                self.reference.follow(self.policy, self.ref_tau)
 
     def _read_schedules(self) -> tuple[float, float | None]:
         """Set the learning rate, and return both clip ranges."""
@@ -413,7 +425,8 @@ class GRPO(ModelFiles):
     def _make_objective(self) -> PPOObjective:
         uses_critic = self._estimator.uses_critic
         vf_coef = self.vf_coef if uses_critic else 0.0
-        return PPOObjective(self.ent_coef, vf_coef, self.normalize_advantage is True and uses_critic)
+        is_normalized = self.normalize_advantage is True and uses_critic
+        return PPOObjective(self.ent_coef, vf_coef, is_normalized, self.clip_range_high, self.kl_coef)
 
     def _make_update(self) -> Update:
         objective = self._make_objective()

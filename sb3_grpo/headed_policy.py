@@ -7,6 +7,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -21,10 +22,15 @@ from sb3_grpo.regroup_plan import Merge, Split
 from sb3_grpo.routing import make_router
 from sb3_grpo.value_scale import ValueScale
 
+# Beginnings of the names of parameters that belong to the critic alone
+CRITIC = ("value_net.", "value_scale.", "mlp_extractor.value_net.", "vf_features_extractor.")
+
 
 class HeadedPolicy(ActorCriticPolicy):
     """
     SB3's trunk (features extractor and MLP extractor) with one action head and one value head per group in use.
+
+    Without a critic there are action heads only.
 
     It keeps the heads; :class:`~sb3_grpo.policies.GroupActorCriticPolicy` computes with them.
 
@@ -45,8 +51,11 @@ class HeadedPolicy(ActorCriticPolicy):
     :param scale_values: have value heads in units of their group's returns; they begin with 0, because what SB3 begins with
         is large where returns are small
     :param all_heads: have ``max_groups`` heads from the start, so that no shape ever changes
+    :param use_critic: have value heads, and the layers before them that the actor does not use; otherwise all values are 0
+        and ``share_features_extractor`` has no effect
     :param kwargs: as in SB3's policy
-    :raises ValueError: if the router does not fit the observation space, or the number of groups the cells
+    :raises ValueError: if the router does not fit the observation space, or the number of groups the cells, or if values
+        that do not exist are to be scaled
     """
 
     def __init__(
@@ -62,13 +71,22 @@ class HeadedPolicy(ActorCriticPolicy):
         group_seed: int = 0,
         scale_values: bool = False,
         all_heads: bool = False,
+        use_critic: bool = True,
         **kwargs: Any,
     ):
+        if scale_values and not use_critic:
+            raise ValueError("`scale_values` must be False where `use_critic` is False, since there are no values, got True")
         self._group_kwargs = dict(n_groups=n_groups, max_groups=max_groups, router=router, router_kwargs=router_kwargs)
         self._group_kwargs |= dict(group_seed=group_seed, scale_values=scale_values, all_heads=all_heads)
+        self._group_kwargs["use_critic"] = self.use_critic = use_critic
         made_router = make_router(router, observation_space, router_kwargs)
         counts = resolve_group_counts(n_groups, max_groups, made_router.n_cells)
+        if not use_critic:
+            # otherwise SB3 would make a features extractor for the critic
+            kwargs["share_features_extractor"] = True
         super().__init__(made_router.visible_space, action_space, lr_schedule, *args, **kwargs)
+        if not use_critic:
+            remove_critic(self)
         # the trunk was built for what it sees, everybody else hands over whole observations
         self.observation_space = observation_space
         self._preprocess = Preprocessor(observation_space, self.normalize_images, made_router)
@@ -200,6 +218,36 @@ class HeadedPolicy(ActorCriticPolicy):
         check_heads(self)
 
 
+def remove_critic(policy: HeadedPolicy) -> None:
+    """
+    Remove what SB3 has built for the critic, from the policy and from its optimizer.
+
+    It is built first, so that the actor begins with the weights that it has in a policy with a critic and the same seed.
+
+    :param policy: changed in place; layers of the critic in an ``mlp_extractor`` of the user's class stay
+    """
+    del policy.value_net, policy.vf_features_extractor
+    if type(policy.mlp_extractor) is MlpExtractor:
+        policy.mlp_extractor.value_net, policy.mlp_extractor.latent_dim_vf = nn.Sequential(), policy.features_dim
+    known = set(policy.parameters())
+    for group in policy.optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter in known]
+
+
+def without_critic(policy: HeadedPolicy, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Leave out of a state the parameters of a critic that a policy does not have.
+
+    :param policy: the policy that is to load the state
+    :param state_dict: of a policy with or without a critic
+    :return: the other entries; all of them if the policy has a critic
+    """
+    if policy.use_critic:
+        return dict(state_dict)
+    own = policy.state_dict()
+    return {name: value for name, value in state_dict.items() if name in own or not name.startswith(CRITIC)}
+
+
 def fit_state(policy: HeadedPolicy, state_dict: Mapping[str, Any], strict: bool) -> dict[str, Any]:
     """
     Give a policy the groups and the number of heads of a state, and the state what the policy has beside them.
@@ -210,9 +258,9 @@ def fit_state(policy: HeadedPolicy, state_dict: Mapping[str, Any], strict: bool)
     :return: a state of the policy's names and shapes
     :raises RuntimeError: if the groups of several heads are not in it, or do not fit
     """
-    grouping, state = policy.grouping, dict(state_dict)
+    grouping, state = policy.grouping, without_critic(policy, state_dict)
     groups = {name: state.pop(f"grouping.{name}", None) for name in grouping.state()}
-    n_heads, scales = n_heads_in(state), state.pop("value_scale.scale", None)
+    n_heads, scales = n_heads_in(state, policy, policy.n_heads), state.pop("value_scale.scale", None)
     if n_heads == 1 and policy.n_heads > 1:
         # one head serves every group
         state = pick_heads_in(state, 1, [0] * policy.n_heads)
@@ -245,13 +293,13 @@ def fit_state(policy: HeadedPolicy, state_dict: Mapping[str, Any], strict: bool)
 
 def check_heads(policy: HeadedPolicy) -> None:
     """
-    Check that the policy has one linear layer for all action heads, and one for all value heads.
+    Check that the policy has one linear layer for all action heads, and one for all value heads if it has a critic.
 
     :param policy: has ``n_heads`` heads
     :raises ValueError: if it has another layer, or parameters of another shape
     """
     most = policy.grouping.max_groups
-    for name in ("action_net", "value_net"):
+    for name in ("action_net", "value_net") if policy.use_critic else ("action_net",):
         net = getattr(policy, name)
         if type(net) is not nn.Linear or net.out_features % policy.n_heads:
             raise ValueError(

@@ -119,15 +119,22 @@ def _is_moment(value: Any, parameter: th.Tensor) -> bool:
     return isinstance(value, th.Tensor) and value.shape == parameter.shape
 
 
-def n_heads_in(state_dict: Mapping[str, th.Tensor]) -> int | None:
+def n_heads_in(state_dict: Mapping[str, th.Tensor], policy: ActorCriticPolicy, n_heads: int) -> int | None:
     """
-    Count the heads in a ``state_dict``: a value head has one output.
+    Count the heads in a ``state_dict`` by the outputs that a head of a policy has.
+
+    Value heads come first, because they have one output for every action space; a policy without a critic has none.
 
     :param state_dict: of SB3's policy, or of one of this package
-    :return: number of heads; ``None`` if the value heads are not in it
+    :param policy: has ``n_heads`` heads, each with as many outputs as one in the ``state_dict``
+    :param n_heads: number of heads of the policy
+    :return: number of heads in the ``state_dict``; ``None`` if it has no layer of heads that the policy has too
     """
-    bias = state_dict.get("value_net.bias")
-    return None if bias is None else len(bias)
+    own = dict(policy.named_parameters())
+    for name in ("value_net.bias", "action_net.bias"):
+        if name in state_dict and name in own:
+            return len(state_dict[name]) * n_heads // len(own[name])
+    return None
 
 
 def pick_heads_in(state_dict: Mapping[str, th.Tensor], n_heads: int, sources: Sequence[int]) -> dict[str, th.Tensor]:

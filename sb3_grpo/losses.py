@@ -135,17 +135,50 @@ def group_std(values: np.ndarray, member: np.ndarray, counts: np.ndarray) -> np.
     return np.sqrt(np.bincount(member, centred**2, minlength=len(counts)) / np.maximum(counts - 1, 1))
 
 
-def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
+def clipped_surrogate(
+    ratio: th.Tensor, advantages: th.Tensor, clip_range: float, clip_range_high: float | None = None
+) -> th.Tensor:
     """
     Compute ``min(rho A, clip(rho, 1 - eps, 1 + eps) A)`` of each step: PPO, eq. 7 of https://arxiv.org/abs/1707.06347.
 
     :param ratio: probability ratio ``rho`` of new to old policy, shape ``(B,)``
     :param advantages: shape ``(B,)``
     :param clip_range: ``eps``, above 0
+    :param clip_range_high: ``eps`` on the upper side, above 0 (DAPO, eq. 10 of https://arxiv.org/abs/2503.14476); ``None``:
+        ``clip_range``
     :return: shape ``(B,)``
     """
+    high = clip_range if clip_range_high is None else clip_range_high
     # the order of the factors is SB3's: parity is exact to the last bit
-    return th.min(advantages * ratio, advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range))
+    return th.min(advantages * ratio, advantages * th.clamp(ratio, 1 - clip_range, 1 + high))
+
+
+def k3(log_prob: th.Tensor, reference_log_prob: th.Tensor) -> th.Tensor:
+    """
+    Estimate KL(policy || reference) from actions of the policy: ``q / p - log(q / p) - 1``.
+
+    Eq. 4 of https://arxiv.org/abs/2402.03300, from http://joschu.net/blog/kl-approx.html.
+
+    :param log_prob: log-likelihood ``log p`` of the actions by the policy, shape ``(B,)``
+    :param reference_log_prob: ``log q``, by the reference policy, shape ``(B,)``
+    :return: nats, at least 0, unbiased if the actions are the policy's, shape ``(B,)``
+    """
+    difference = reference_log_prob - log_prob
+    return difference.exp() - 1 - difference
+
+
+def trajectory_log_ratio(log_ratio: th.Tensor, trajectories: th.Tensor) -> th.Tensor:
+    """
+    Average the log-ratios of each trajectory's steps: ``log s_i``, eq. 7 of https://arxiv.org/abs/2507.18071 (GSPO).
+
+    :param log_ratio: of each step, shape ``(B,)``
+    :param trajectories: number of the trajectory of each step, integers from 0, shape ``(B,)``
+    :return: that of its trajectory for each step, shape ``(B,)``
+    """
+    n_trajectories = int(trajectories.max()) + 1
+    zeros = log_ratio.new_zeros(n_trajectories)
+    counts = zeros.index_add(0, trajectories, th.ones_like(log_ratio))
+    return (zeros.index_add(0, trajectories, log_ratio) / counts.clamp(min=1))[trajectories]
 
 
 def approx_kl(log_ratio: th.Tensor) -> th.Tensor:

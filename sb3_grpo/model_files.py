@@ -13,9 +13,12 @@ from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_grpo.arguments import GroupArguments, refuse_change
+from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.grouping import default_groups
+from sb3_grpo.headed_policy import without_critic
 from sb3_grpo.heads import n_heads_in
 from sb3_grpo.policies import GroupActorCriticPolicy
+from sb3_grpo.reference import ReferencePolicy
 from sb3_grpo.regroup_plan import RegroupEvent
 from sb3_grpo.regrouping import Regrouper
 from sb3_grpo.routing import make_router
@@ -34,6 +37,11 @@ from sb3_grpo.saving import (
 )
 from sb3_grpo.scores import ScoreHistory
 
+# Beginning of the names of the reference policy's tensors
+REFERENCE = "reference."
+# Entry of what load() must not change, named as the user knows it
+USES_CRITIC = "advantage_estimator.uses_critic"
+
 SelfModelFiles = TypeVar("SelfModelFiles", bound="ModelFiles")
 
 
@@ -48,6 +56,7 @@ class ModelFiles(GroupArguments, PPO):
     policy: GroupActorCriticPolicy
     regrouper: Regrouper | None
     score_history: ScoreHistory
+    reference: ReferencePolicy | None
     normalize_advantage: bool | Literal["group"]  # type: ignore[assignment]  # PPO knows two values, here are three
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -56,6 +65,7 @@ class ModelFiles(GroupArguments, PPO):
         self._saved_groups: list[int] = []  # group of each cell when the model was saved
         self._built_groups: dict[str, Any] = {}  # what load() must not change
         self._group_seed: int | None = None
+        self.reference = None
         self._next_episode = 0  # number of the next episode of every environment
         super().__init__(*args, **kwargs)
 
@@ -80,14 +90,16 @@ class ModelFiles(GroupArguments, PPO):
         fixed: dict[str, Any] = dict(n_groups=self.n_groups, max_groups=self.max_groups)
         fixed["router"] = self.router if isinstance(self.router, str) else "a callable"
         fixed |= router.settings()
-        refuse_change(built, fixed)
+        fixed[USES_CRITIC] = use_critic = ESTIMATORS[self.advantage_estimator].uses_critic
+        # files of earlier versions do not say it: all of their models had a critic
+        refuse_change({USES_CRITIC: True, **built} if built else built, fixed)
         # a model that was saved with scaled values keeps them
-        scale_values = built.get("scale_values", False) or self.normalize_advantage == "group"
+        scale_values = built.get("scale_values", False) or (use_critic and self.normalize_advantage == "group")
         self._built_groups = {**fixed, "scale_values": scale_values}
         # another number of heads would be another compilation
         all_heads = bool(self.compile)
         own = dict(router=self.router, group_seed=self._group_seed, scale_values=scale_values, all_heads=all_heads)
-        return {**kwargs, **own}
+        return {**kwargs, **own, "use_critic": use_critic}
 
     def training_state(self) -> dict[str, th.Tensor]:
         """
@@ -109,15 +121,22 @@ class ModelFiles(GroupArguments, PPO):
             # by group, because the heads that a model holds depend on `compile`. The scales are in the state_dict
             counts = scale.count.new_zeros(grouping.max_groups)
             state["value_scale.count"] = counts.index_copy(0, th.as_tensor(grouping.heads, device=counts.device), scale.count)
+        if self.reference is not None:
+            state |= {f"{REFERENCE}{name}": tensor for name, tensor in self.reference.policy.state_dict().items()}
         return state
 
     def _restore_training_state(self, state: dict[str, th.Tensor]) -> None:
         """Copy the tensors of a file, whose shapes are those of this model."""
         grouping, scale = self.policy.grouping, self.policy.value_scale
         for name, tensor in self.training_state().items():
-            if name != "value_scale.count":
+            if name != "value_scale.count" and not name.startswith(REFERENCE):
                 tensor.copy_(state[name])
         self.policy.adopt_groups(grouping.cell_to_group)
+        reference = {name.removeprefix(REFERENCE): tensor for name, tensor in state.items() if name.startswith(REFERENCE)}
+        self.reference = None
+        if reference and self.kl_coef > 0:
+            self.reference = ReferencePolicy(self.policy)
+            self.reference.load(reference)
         # a model that is loaded with normalize_advantage="group" may have been saved without
         if scale is not None and "value_scale.count" in state:
             scale.count.copy_(state["value_scale.count"][grouping.heads])
@@ -195,7 +214,8 @@ class ModelFiles(GroupArguments, PPO):
         Copy the parameters of a saved model, or of ``get_parameters()``, into this one.
 
         The parameters may be PPO's, or those of GRPO with one group: then every group gets a copy of their head. If there
-        are several groups, the optimizer begins anew, since the moments of one head do not fit them.
+        are several groups, the optimizer begins anew, since the moments of one head do not fit them. A model without a
+        critic leaves out the parameters of a critic, and its optimizer begins anew too.
 
         :param load_path_or_dict: zip file, or dictionary of ``state_dict()``
         :param exact_match: whether all names must be there
@@ -208,7 +228,9 @@ class ModelFiles(GroupArguments, PPO):
         # the optimizer's moments fit heads in use, whichever heads the two models hold beside them
         self.policy.hold_heads(False)
         try:
-            if self.policy.n_heads > 1 and n_heads_in(params.get("policy", {})) == 1:
+            state = params.get("policy", {})
+            more_heads = self.policy.n_heads > 1 and n_heads_in(state, self.policy, self.policy.n_heads) == 1
+            if more_heads or len(without_critic(self.policy, state)) < len(state):
                 empty = {**self.policy.optimizer.state_dict(), "state": {}}
                 params = {**params, "policy.optimizer": empty}
             super().set_parameters(params, exact_match, device)
@@ -238,7 +260,8 @@ class ModelFiles(GroupArguments, PPO):
         trial = copy.deepcopy(self.policy)
         if groups.shape == trial.grouping.cell_to_group.shape:
             trial.adopt_groups(groups)
-        check_tensors(tensors, self._tensors(trial), trial.optimizer)
+        own = {name: tensor for name, tensor in self._tensors(trial).items() if not name.startswith(REFERENCE)}
+        check_tensors(tensors, own, trial.optimizer)
         self.policy.adopt_groups(groups)
         self.policy.load_state_dict({name: tensors[f"policy/{name}"] for name in self.policy.state_dict()})
         restore_optimizer(self.policy.optimizer, tensors)

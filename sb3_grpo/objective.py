@@ -8,7 +8,7 @@ from gymnasium import spaces
 from torch.nn import functional as F
 
 from sb3_grpo.buffers import Rollout
-from sb3_grpo.losses import clipped_surrogate
+from sb3_grpo.losses import clipped_surrogate, k3, trajectory_log_ratio
 from sb3_grpo.policies import GroupActorCriticPolicy
 
 
@@ -17,9 +17,10 @@ class LossTerms(NamedTuple):
 
     loss: th.Tensor  # scalar, what is minimised
     policy_gradient_loss: th.Tensor  # scalar
-    value_loss: th.Tensor  # scalar
+    value_loss: th.Tensor  # scalar, 0 without a critic
     entropy_loss: th.Tensor  # scalar
     log_ratio: th.Tensor  # log-probability of the actions, new minus old, shape (b,)
+    reference_kl: th.Tensor  # scalar, KL divergence from the reference policy in nats, 0 without one
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,17 @@ class PPOObjective:
     At the policy that collected the rollout its gradient is that of ``L_PPO + lambda * L_group``.
 
     :param ent_coef: coefficient of the entropy loss
-    :param vf_coef: coefficient of the value loss; 0 where no critic is trained
+    :param vf_coef: coefficient of the value loss, if the policy has a critic
     :param normalize_advantage: normalise the advantages of each minibatch, as PPO does
+    :param clip_range_high: clipping parameter above 1; ``None``: the same on both sides
+    :param kl_coef: coefficient of the KL divergence from the reference policy
     """
 
     ent_coef: float
     vf_coef: float
     normalize_advantage: bool
+    clip_range_high: float | None = None
+    kl_coef: float = 0.0
 
     def __call__(
         self, policy: GroupActorCriticPolicy, batch: Rollout, clip_range: float, clip_range_vf: float | None
@@ -52,25 +57,59 @@ class PPOObjective:
         """
         actions = batch.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else batch.actions
         values, log_prob, entropy = policy.evaluate_rollout(batch.observations, actions, batch.heads)
-        values, old_values, returns = values.flatten(), batch.old_values, batch.returns
-        if policy.value_scale is not None:
-            values, old_values, returns = (
-                policy.value_scale.normalize(tensor, batch.heads) for tensor in (values, old_values, returns)
-            )
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
         log_ratio = log_prob - batch.old_log_prob
-        policy_loss = -self.surrogate(log_ratio.exp(), advantages, batch.weights, clip_range).mean()
-        if clip_range_vf is not None:
-            values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
-        value_loss = F.mse_loss(returns, values)
+        ratio = (log_ratio if batch.trajectories is None else trajectory_log_ratio(log_ratio, batch.trajectories)).exp()
+        policy_loss = -mean_loss(self.surrogate(ratio, advantages, batch.weights, clip_range), batch.shares)
+        zero = policy_loss.new_zeros(())
+        value_loss = self.value_loss(policy, batch, values, clip_range_vf) if policy.use_critic else zero
         # where the entropy has no analytical form, -log_prob is an estimate of it
-        entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
+        entropy_loss = -mean_loss(-log_prob if entropy is None else entropy, batch.shares)
         loss = policy_loss if self.ent_coef == 0 else policy_loss + self.ent_coef * entropy_loss
         loss = loss + self.vf_coef * value_loss
-        return LossTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio)
+        if batch.reference_log_prob is None:
+            return LossTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio, zero)
+        reference_kl = mean_loss(k3(log_prob, batch.reference_log_prob), batch.shares)
+        loss = loss + self.kl_coef * reference_kl
+        return LossTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio, reference_kl)
+
+    def logged_terms(self, use_critic: bool) -> list[str]:
+        """
+        Return the names of the terms of the loss that there are.
+
+        :param use_critic: whether the policy has a critic
+        """
+        names = {
+            "policy_gradient_loss": True,
+            "value_loss": use_critic,
+            "entropy_loss": True,
+            "reference_kl": self.kl_coef > 0,
+        }
+        return [name for name, is_term in names.items() if is_term]
+
+    def value_loss(
+        self, policy: GroupActorCriticPolicy, batch: Rollout, values: th.Tensor, clip_range_vf: float | None
+    ) -> th.Tensor:
+        """
+        Compute the mean squared error of values.
+
+        :param policy: what is trained; has a critic
+        :param batch: ``b`` steps of a rollout
+        :param values: values of the steps by the present policy, shape ``(b, 1)``
+        :param clip_range_vf: see :meth:`__call__`
+        :return: scalar, in the squared unit of the value heads
+        """
+        values, old_values, returns = values.flatten(), batch.old_values, batch.returns
+        if policy.value_scale is not None:
+            values, old_values, returns = (
+                policy.value_scale.normalize(tensor, batch.heads) for tensor in (values, old_values, returns)
+            )
+        if clip_range_vf is not None:
+            values = old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
+        return F.mse_loss(returns, values)
 
     def surrogate(self, ratio: th.Tensor, advantages: th.Tensor, weights: th.Tensor, clip_range: float) -> th.Tensor:
         """
@@ -82,4 +121,15 @@ class PPOObjective:
         :param clip_range: clipping parameter, above 0
         :return: shape ``(b,)``
         """
-        return clipped_surrogate(ratio, advantages * weights, clip_range)
+        return clipped_surrogate(ratio, advantages * weights, clip_range, self.clip_range_high)
+
+
+def mean_loss(losses: th.Tensor, shares: th.Tensor | None) -> th.Tensor:
+    """
+    Average what each step contributes to the loss.
+
+    :param losses: shape ``(b,)``
+    :param shares: factor of each step, whose mean over the rollout is 1, shape ``(b,)``; ``None``: 1
+    :return: scalar
+    """
+    return (losses if shares is None else losses * shares).mean()

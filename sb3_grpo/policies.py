@@ -102,7 +102,8 @@ class GroupActorCriticPolicy(HeadedPolicy):
 
         :param obs: batch of ``B`` observations
         :param heads: index of the head of each, if it is known
-        :return: what ``self.actions`` calls ``params``, the values, shape ``(B, 1)``, and the output of the actor's trunk
+        :return: what ``self.actions`` calls ``params``, the values, shape ``(B, 1)``, which are 0 without a critic, and the
+            output of the actor's trunk
         """
         choice, features = self.choose_heads(obs, heads), self.extract_features(obs)
         if isinstance(features, tuple):
@@ -110,8 +111,11 @@ class GroupActorCriticPolicy(HeadedPolicy):
                 self.mlp_extractor.forward_actor(features[0]),
                 self.mlp_extractor.forward_critic(features[1]),
             )
-        else:
+        elif self.use_critic:
             latent_pi, latent_vf = self.mlp_extractor(features)
+        else:
+            latent_pi = self.mlp_extractor.forward_actor(features)
+            return self._action_params(latent_pi, choice), latent_pi.new_zeros(latent_pi.shape[0], 1), latent_pi
         return self._action_params(latent_pi, choice), self._values(latent_vf, choice), latent_pi
 
     def _act(self, obs: PyTorchObs, deterministic: bool, heads: th.Tensor | None = None) -> tuple[th.Tensor, ...]:
@@ -263,9 +267,12 @@ class GroupActorCriticPolicy(HeadedPolicy):
         Estimate the value of each observation.
 
         :param obs: batch of ``B`` observations
-        :return: shape ``(B, 1)``
-        :raises ValueError: if observations, or the policy's outputs for them, are NaN or infinite
+        :return: shape ``(B, 1)``; 0 without a critic
+        :raises ValueError: if observations, or the policy's outputs for them, are NaN or infinite; not without a critic
         """
+        if not self.use_critic:
+            entry = next(iter(obs.values())) if isinstance(obs, dict) else obs
+            return th.zeros(entry.shape[0], 1, device=entry.device)
         features = self.vf_features_extractor(self._preprocess(obs))
         values = self._values(self.mlp_extractor.forward_critic(features), self.choose_heads(obs))
         if not math.isfinite(values.sum().item()):

@@ -203,6 +203,8 @@ def check_tensors(tensors: Mapping[str, th.Tensor], own: Mapping[str, th.Tensor]
             # moments have the shape of their parameter, counters have none
             moment = tensors[name].ndim > 0 and index < len(parameters)
             wanted[name] = parameters[index].shape if moment else th.Size()
+    if unknown := sorted(name for name in tensors if name.startswith("policy/") and name not in own):
+        raise ValueError(f"the file must be of a model that was built with the same arguments, but it has {unknown[0]!r}")
     for name, shape in wanted.items():
         if name not in tensors:
             raise ValueError(f"the file must be of a model that was built with the same arguments, but it has no {name!r}")

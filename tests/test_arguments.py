@@ -146,6 +146,9 @@ class TestBadValues:
     def test_group_seed_is_the_seed(self):
         assert "its own argument `seed`" in message_of(dict(policy_kwargs=dict(group_seed=3)))
 
+    def test_the_estimator_decides_on_the_critic(self):
+        assert "its own argument `advantage_estimator`" in message_of(dict(policy_kwargs=dict(use_critic=False)))
+
     def test_thresholds_that_cross(self):
         assert message_of(dict(merge_kl=0.3, split_kl=0.3)) == "`merge_kl` must be below `split_kl`, got 0.3 and 0.3"
         check_arguments(dict(merge_kl=0.3, split_kl=None))

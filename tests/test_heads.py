@@ -9,8 +9,10 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.env_util import make_vec_env
+from tiny_estimators import RewardsOnly
 
 from sb3_grpo import GRPO, MlpPolicy
+from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.heads import HEAD_DIMS, average_heads, n_heads_in, pick_heads, pick_heads_in, split_heads, take_heads
 from sb3_grpo.regroup_plan import Merge, Split
 
@@ -168,8 +170,18 @@ class TestStates:
     }
 
     def test_number_of_heads(self):
-        assert n_heads_in(self.state) == 2
-        assert n_heads_in({"trunk": th.ones(2)}) is None
+        policy = make_policy(spaces.Discrete(4))
+        assert n_heads_in(self.state, policy, N_HEADS) == 2
+        assert n_heads_in({"trunk": th.ones(2)}, policy, N_HEADS) is None
+
+    @pytest.mark.parametrize(("n_own", "n_heads"), [(1, 1), (1, 3), (3, 1), (3, 3)])
+    @pytest.mark.parametrize("use_critic", [True, False])
+    def test_number_of_heads_in_the_state_of_a_policy(self, spec, n_own, n_heads, use_critic):
+        """Whether or not there are value heads in the state, or in the policy that is to load it."""
+        state = make_policy(**spec, n_heads=n_heads, use_critic=use_critic).state_dict()
+        for own_critic in (True, False):
+            policy = make_policy(**spec, n_heads=n_own, use_critic=own_critic)
+            assert n_heads_in(state, policy, n_own) == n_heads
 
     def test_picked(self):
         picked = pick_heads_in(self.state, 2, [1, 1, 0])
@@ -441,3 +453,53 @@ def test_merging_back_to_one_group_and_training_on(use_sde):
     for key, heads in heads_of(model.policy).items():
         assert heads.isfinite().all()
         assert not heads.equal(merged[key])
+
+
+class TestWithoutCritic:
+    """Action heads alone are taken, averaged and trained."""
+
+    @pytest.fixture
+    def policy(self, spec):
+        policy = make_policy(**spec, use_critic=False)
+        for parameter in policy.parameters():
+            parameter.data = 0.3 * th.randn_like(parameter)
+        step(policy)
+        return policy
+
+    @pytest.mark.parametrize("sources", [[2], [2, 0, 1], [1, 1, 0, 2]], ids=str)
+    def test_taken(self, policy, sources):
+        before, trunk = heads_of(policy), trunk_of(policy)
+        assert {name for name, _ in before} == {"action_net.weight", "action_net.bias"} | (
+            {"log_std"} if isinstance(policy.action_space, spaces.Box) else set()
+        )
+        take_heads(policy, N_HEADS, sources)
+        for key, heads in heads_of(policy, len(sources)).items():
+            assert heads.equal(before[key][sources])
+        assert same(trunk_of(policy), trunk)
+
+    def test_averaged(self, policy):
+        before = heads_of(policy)
+        average_heads(policy, N_HEADS, 2, 0, 0.75)
+        for key, heads in heads_of(policy).items():
+            th.testing.assert_close(heads[2], 0.75 * before[key][2] + 0.25 * before[key][0])
+            assert heads[1].equal(before[key][1])
+
+    def test_trained_on_after_regrouping(self, policy):
+        policy.regroup(Merge(0, 2, 0.5, 0.0))
+        policy.regroup(Split(0, 2, [2], 1.0))
+        before = heads_of(policy)
+        step(policy)
+        assert all(not heads[head].equal(before[key][head]) for key, heads in heads_of(policy).items() for head in range(3))
+
+
+@pytest.mark.parametrize("kwargs", [dict(), dict(use_sde=True)], ids=str)
+def test_a_model_without_critic_splits_merges_and_trains_on(kwargs, monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "toy", RewardsOnly)
+    model = make_model(3, advantage_estimator="toy", **kwargs).learn(64)
+    for event, heads in ((Split(0, 1, [4, 5, 6, 7], 1.0), [0, 1]), (Merge(1, 0, 0.5, 0.0), [1])):
+        model.policy.regroup(event)
+        before = heads_of(model.policy)
+        model.learn(128, reset_num_timesteps=False)
+        assert model.policy.grouping.heads == heads
+        assert all(value.isfinite().all() and not value.equal(before[key]) for key, value in heads_of(model.policy).items())
+        assert not any("value" in name for name in model.policy.state_dict())

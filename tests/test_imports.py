@@ -60,6 +60,7 @@ ALLOWED: dict[str, set[str] | None] = {
     },
     "policies": {"compilation", "diagnostics", "distributions", "headed_policy"},
     "objective": {"buffers", "losses", "policies"},
+    "reference": {"buffers", "policies"},
     "update": {"buffers", "compilation", "interrupts", "losses", "objective", "policies"},
     "epochs": {"buffers", "diagnostics", "losses", "policies", "update"},
     "regrouping": {"buffers", "distributions", "interrupts", "policies", "probes", "regroup_plan"},

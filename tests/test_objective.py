@@ -173,7 +173,7 @@ class TestGradient:
         # its values are learnt all the same
         assert found["value_net.bias"].ne(0).all()
 
-    def test_without_a_critic_nothing_of_it_moves(self):
+    def test_without_value_loss_no_value_moves(self):
         policy = make_policy()
         found = gradient(PPOObjective(0.01, 0.0, True)(policy, make_batch(policy), CLIP_RANGE, None), policy)
         unmoved = {name for name, value in found.items() if not value.any()}
@@ -226,3 +226,31 @@ def test_settings_are_values():
     assert PPOObjective(0.1, 0.5, True) != PPOObjective(0.1, 0.5, False)
     with pytest.raises(AttributeError):
         PPOObjective(0.1, 0.5, True).ent_coef = math.nan  # type: ignore[misc]  # what is tested
+
+
+class TestWithoutCritic:
+    @pytest.mark.parametrize("clip_range_vf", [None, 0.1])
+    @pytest.mark.parametrize("ent_coef", [0.0, 0.02])
+    @pytest.mark.parametrize("name", list(SPACES))
+    def test_the_loss_is_that_of_the_actor(self, name, ent_coef, clip_range_vf):
+        with_critic, policy = make_policy(name), make_policy(name, use_critic=False)
+        policy.load_state_dict(with_critic.state_dict())
+        batch = make_batch(with_critic)
+        objective = PPOObjective(ent_coef, 0.5, True)
+        expected = objective(with_critic, batch, CLIP_RANGE, clip_range_vf)
+        terms = objective(policy, batch, CLIP_RANGE, clip_range_vf)
+        assert terms.value_loss.item() == 0 < expected.value_loss.item()
+        assert terms.policy_gradient_loss == expected.policy_gradient_loss
+        assert terms.entropy_loss == expected.entropy_loss
+        assert terms.loss.item() == pytest.approx((terms.policy_gradient_loss + ent_coef * terms.entropy_loss).item())
+        # the actor's gradient does not depend on the critic, whose layers it shares with nobody here
+        moves = gradient(expected, with_critic)
+        for parameter, value in gradient(terms, policy).items():
+            assert value.equal(moves[parameter])
+
+    def test_returns_and_old_values_do_not_matter(self):
+        policy = make_policy(use_critic=False)
+        batch, objective = make_batch(policy), PPOObjective(0.01, 0.5, True)
+        other = batch._replace(returns=batch.returns * th.inf, old_values=batch.old_values * th.nan)
+        assert objective(policy, other, CLIP_RANGE, 0.1).loss == objective(policy, batch, CLIP_RANGE, 0.1).loss
+        assert not objective(make_policy(), other, CLIP_RANGE, 0.1).loss.isfinite()

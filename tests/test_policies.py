@@ -602,3 +602,62 @@ class TestObservationsOutsideOfTheirSpace:
         with pytest.raises(ValueError, match=r"`observation` must be a dict with the keys \['obs', 'task'\]"):
             policy.predict(obs)
         policy.predict({"obs": np.zeros(2, np.float32), "task": np.array(1)})
+
+
+@pytest.mark.parametrize("kwargs", [dict(), dict(use_sde=True)], ids=["", "gsde"])
+def test_without_a_critic_actions_are_the_same_and_values_are_0(action_space, kwargs):
+    if kwargs and not isinstance(action_space, spaces.Box):
+        kwargs = dict(n_groups=1)
+    one, other = make_policy(action_space, **kwargs), make_policy(action_space, use_critic=False, **kwargs)
+    randomize(one)
+    other.load_state_dict(one.state_dict())
+    obs, zeros = make_obs(GROUPS), th.zeros(len(GROUPS), 1)
+    results = []
+    for policy in (one, other):
+        th.manual_seed(3)
+        if policy.use_sde:
+            policy.reset_noise()
+        results.append([policy(obs), policy(obs, deterministic=True)])
+    for (actions, values, log_prob), (actions_2, values_2, log_prob_2) in zip(*results, strict=True):
+        assert actions.equal(actions_2)
+        assert log_prob.equal(log_prob_2)
+        assert values.ne(0).all()
+        assert values_2.equal(zeros)
+    actions = sample_actions(action_space, len(GROUPS))
+    expected, found = (policy.evaluate_actions(obs, actions) for policy in (one, other))
+    assert (found[0].equal(zeros), found[1].equal(expected[1])) == (True, True)
+    assert expected[2] is not None
+    assert found[2].equal(expected[2])
+    assert other.evaluate_rollout(obs, actions, other.grouping.heads_at(obs))[1].equal(expected[1])
+    assert other.predict_values(obs).equal(zeros)
+    assert other.last_latent_pi.equal(one.last_latent_pi)
+
+
+@pytest.mark.parametrize("broken", ["observation", "weight"])
+def test_without_a_critic_what_is_not_finite_is_named(broken):
+    policy, obs = make_policy(spaces.Discrete(4), use_critic=False), make_obs(GROUPS)
+    policy(obs)
+    if broken == "observation":
+        obs[3, 0] = np.nan
+    else:
+        policy.action_net.weight.data[2 * 4] = np.nan
+    message = "observations must be finite" if broken == "observation" else r"finite observations \(groups \[2\]\)"
+    for call in (policy, policy._predict):
+        with pytest.raises(ValueError, match=message):
+            call(obs)
+
+
+@pytest.mark.parametrize("compile_", [False, True])
+def test_without_a_critic_acting_can_be_compiled(compile_, compiled_calls):
+    policy, obs = make_policy(spaces.Box(-1, 1, (2,)), use_critic=False), make_obs(GROUPS)
+    if compile_:
+        policy.compile_act()
+    for seed in range(3):
+        th.manual_seed(seed)
+        expected = policy._act(obs, deterministic=False)[:3]
+        th.manual_seed(seed)
+        with th.no_grad():
+            actions, values, log_prob = policy(obs)
+        assert values.equal(th.zeros(len(obs), 1))
+        th.testing.assert_close([actions, log_prob], [expected[0], expected[2]])
+    assert compiled_calls == ([3] if compile_ else [])

@@ -16,8 +16,10 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from tiny_envs import RandomEnv
+from tiny_estimators import RewardsOnly
 
 from sb3_grpo import GRPO, MlpPolicy, saving
+from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.heads import HEAD_DIMS, pick_heads
 from sb3_grpo.regroup_plan import Merge, Split
 from sb3_grpo.saving import complete_file
@@ -661,3 +663,121 @@ def test_attributes_are_read_from_any_file_of_sb3(tmp_path):
     for name in ("other", "copy.zip"):
         with pytest.raises(ValueError, match="must be the complete zip file of a model"):
             saving.read_attributes(tmp_path / name)
+
+
+class TestWithoutCritic:
+    @pytest.fixture(autouse=True)
+    def _toy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(ESTIMATORS, "toy", RewardsOnly)
+
+    @staticmethod
+    def make(**kwargs: Any) -> GRPO:
+        """Some groups have changed; the random numbers that follow are always the same."""
+        model = make_model(advantage_estimator="toy", max_groups=5, **kwargs).learn(128)
+        for event in (Merge(0, 2, 0.5, 0.01), Split(1, 4, [1], 0.4)):
+            model.policy.regroup(event)
+        return model
+
+    @pytest.mark.parametrize("normalize", [True, "group"])
+    def test_a_file_goes_on_as_the_model_that_was_saved(self, tmp_path, normalize):
+        model = self.make(normalize_advantage=normalize)
+        model.save(tmp_path / "model")
+        loaded = GRPO.load(tmp_path / "model", device="cpu")
+        assert not any("value" in name for name in (*loaded.policy.state_dict(), *loaded.training_state()))
+        assert_same(model, loaded)
+        before = everything(model)
+        for each in (model, loaded):
+            each.set_env(make_vec_env("sb3_grpo/TaskCartPole-v0", 2, seed=3))
+            each.set_random_seed(3)
+            each.learn(128, reset_num_timesteps=False)
+        assert_same(model, loaded)
+        assert not everything(model)["action_net.weight"].equal(before["action_net.weight"])
+
+    @pytest.mark.parametrize("kind", ["zip", "safetensors"])
+    def test_tensors(self, tmp_path, kind):
+        model, path = self.make(), tmp_path / f"model.{kind}"
+        model.save(path) if kind == "zip" else model.save_tensors(path)
+        fresh = make_model(advantage_estimator="toy", max_groups=5)
+        fresh.load_tensors(path)
+        assert_same(model, fresh)
+        fresh.learn(64, reset_num_timesteps=False)
+
+    @pytest.mark.parametrize("kind", ["zip", "safetensors"])
+    @pytest.mark.parametrize("trained", [True, False])
+    @pytest.mark.parametrize("estimators", [("gae", "toy"), ("toy", "gae")], ids=str)
+    def test_tensors_of_the_other_kind_are_refused_and_change_nothing(self, tmp_path, kind, trained, estimators):
+        model, target = (make_model(advantage_estimator=estimator) for estimator in estimators)
+        if trained:
+            model.learn(64)
+        path = tmp_path / f"model.{kind}"
+        model.save(path) if kind == "zip" else model.save_tensors(path)
+        before = everything(target)
+        with pytest.raises(ValueError, match=r"a model that was built with the same arguments, but it has .*value_net"):
+            target.load_tensors(path)
+        assert all(value.equal(before[name]) for name, value in everything(target).items())
+
+    @pytest.mark.parametrize("estimators", [("gae", "toy"), ("toy", "gae")], ids=str)
+    def test_a_model_is_not_loaded_with_an_estimator_of_the_other_kind(self, tmp_path, estimators):
+        make_model(advantage_estimator=estimators[0]).save(tmp_path / "model")
+        kinds = rf"was built with {estimators[0] == 'gae'}, got {estimators[0] == 'toy'}"
+        with pytest.raises(
+            ValueError, match=rf"`advantage_estimator.uses_critic` of a saved model cannot be changed: it {kinds}"
+        ):
+            GRPO.load(tmp_path / "model", advantage_estimator=estimators[1])
+        assert GRPO.load(tmp_path / "model", advantage_estimator=estimators[0]).policy.use_critic == (estimators[0] == "gae")
+
+    def test_a_file_that_does_not_say_whether_it_has_a_critic_has_one(self, tmp_path):
+        """As those of earlier versions."""
+        model = make_model().learn(64)
+        del model._built_groups["advantage_estimator.uses_critic"]
+        model.save(tmp_path / "model")
+        assert_same(model, GRPO.load(tmp_path / "model", device="cpu"))
+        with pytest.raises(ValueError, match="was built with True, got False"):
+            GRPO.load(tmp_path / "model", advantage_estimator="toy")
+
+    @pytest.mark.parametrize("kwargs", [dict(), dict(n_groups=1), dict(compile=True)], ids=str)
+    @pytest.mark.parametrize("way", ["file", "state_dict"])
+    def test_goes_on_with_what_ppo_has_learnt(self, tmp_path, kwargs, way):
+        env = make_vec_env("sb3_grpo/TaskCartPole-v0", 2, seed=0)
+        ppo = PPO("MlpPolicy", env, **KWARGS).learn(128)
+        model = (
+            make_model(advantage_estimator="toy", **kwargs).learn(64)
+            if not kwargs
+            else make_model(**kwargs, advantage_estimator="toy")
+        )
+        if way == "file":
+            ppo.save(tmp_path / "ppo")
+            model.set_parameters(str(tmp_path / "ppo"))
+            assert not model.policy.optimizer.state_dict()["state"]
+        else:
+            model.policy.load_state_dict(ppo.policy.state_dict())
+        obs = task_obs()
+        expected, actual = (each.policy.get_distribution(obs).distribution.probs for each in (ppo, model))
+        th.testing.assert_close(actual, expected)
+        assert model.policy.predict_values(obs).tolist() == [[0]] * 8
+        model.compile = False
+        model.learn(64)
+
+    def test_goes_on_with_what_groups_have_learnt(self, tmp_path):
+        source = regrouped()
+        source.save(tmp_path / "model")
+        model = make_model(advantage_estimator="toy", max_groups=5)
+        model.set_parameters(str(tmp_path / "model"))
+        assert not model.policy.optimizer.state_dict()["state"]
+        assert model.policy.grouping.heads == source.policy.grouping.heads
+        obs = task_obs()
+        assert model.policy.get_distribution(obs).distribution.probs.equal(
+            source.policy.get_distribution(obs).distribution.probs
+        )
+        model.learn(64)
+
+    def test_control_moments_without_a_critic_are_kept(self):
+        model, other = self.make(), make_model(advantage_estimator="toy", max_groups=5)
+        other.set_parameters(copy.deepcopy(model.get_parameters()))  # type: ignore[arg-type]  # SB3's own annotations differ
+        one, two = (each.policy.optimizer.state_dict()["state"] for each in (model, other))
+        assert one
+        assert all(value.equal(two[index][name]) for index, state in one.items() for name, value in state.items())
+
+    def test_a_copy_of_parameters_into_a_model_with_a_critic_is_refused(self):
+        with pytest.raises(RuntimeError, match="Missing key.*value_net.weight"):
+            make_model(max_groups=5).set_parameters(copy.deepcopy(self.make().get_parameters()))  # type: ignore[arg-type]  # as above

@@ -17,15 +17,19 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from tiny_estimators import RewardsOnly
 from tiny_policies import make_scrambled_policy
 from trained_tensors import assert_close
 
 from sb3_grpo import GRPO
 from sb3_grpo.buffers import Rollout
+from sb3_grpo.diagnostics import explain_refused_step
+from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.heads import HEAD_DIMS, split_heads
 from sb3_grpo.objective import LossTerms, PPOObjective
 from sb3_grpo.policies import GroupActorCriticPolicy
 from sb3_grpo.regroup_plan import Merge, Split
+from sb3_grpo.routing import NonFiniteError
 from sb3_grpo.update import (
     CompiledUpdate,
     EagerUpdate,
@@ -746,3 +750,44 @@ def test_settings_of_a_compiled_update_can_change(monkeypatch: pytest.MonkeyPatc
     # the entropy bonus
     expected = steps[0].terms.loss + 0.1 * steps[0].terms.entropy_loss
     th.testing.assert_close(steps[1].terms.loss, expected)
+
+
+class TestWithoutCritic:
+    @pytest.fixture(autouse=True)
+    def _toy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(ESTIMATORS, "toy", RewardsOnly)
+
+    # torch's own compiler uses torch.jit, and says so
+    @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+    def test_eager_flat_and_compiled_agree(self, monkeypatch: pytest.MonkeyPatch, compiled_calls: list[int]) -> None:
+        kwargs: dict[str, Any] = dict(advantage_estimator="toy", target_kl=0.5)
+        start = make_model("Pendulum-v1", **kwargs)
+        assert isinstance(stepper_of(start), FlatStepper)
+        flat = make_model("Pendulum-v1", **kwargs).learn(192)
+        compiled = make_model("Pendulum-v1", **kwargs, compile=True).learn(192)
+        assert compiled_calls == [3 * 2 * 2, 2 * 32]
+        never_flat(monkeypatch)
+        eager = make_model("Pendulum-v1", **kwargs).learn(192)
+        assert type(stepper_of(eager)) is OptimizerStepper
+        assert_close(eager, flat)
+        assert_close(eager, compiled)
+        before = start.policy.state_dict()
+        moved = {name for name, value in eager.policy.state_dict().items() if not value.equal(before[name])}
+        assert moved == {name for name, _ in eager.policy.named_parameters()}
+
+    def test_nothing_is_logged_of_values(self) -> None:
+        model, other = make_model(advantage_estimator="toy").learn(64), make_model().learn(64)
+        missing = other.logger.name_to_value.keys() - model.logger.name_to_value.keys()
+        assert missing == {"train/value_loss", "train/explained_variance"}
+        assert model.logger.name_to_value.keys() <= other.logger.name_to_value.keys()
+
+    @pytest.mark.parametrize("use_critic", [True, False])
+    def test_the_group_whose_loss_is_not_finite_is_named(self, use_critic: bool) -> None:
+        policy = make_scrambled_policy(spaces.Discrete(3), 3, n_groups=3, net_arch=[8], use_critic=use_critic)
+        batch = make_batch(policy)
+        # ratios of one group overflow, and returns whose squares would, are in another
+        old_log_prob = th.where(batch.heads == 1, -1e4, batch.old_log_prob)
+        batch = batch._replace(old_log_prob=old_log_prob, returns=th.where(batch.heads == 2, 1e30, batch.returns))
+        terms = OBJECTIVE(policy, batch._replace(advantages=-batch.advantages.abs()), 0.2, None)
+        with pytest.raises(NonFiniteError, match=rf"NaN or infinite in groups {'[[]1, 2' if use_critic else '[[]1'}\]"):
+            explain_refused_step(policy, UpdateStep.of(terms, None), batch, batch)
