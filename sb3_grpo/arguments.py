@@ -600,6 +600,6 @@ def check_built(model: Any) -> None:
         )
     if model.policy.use_critic != ESTIMATORS[model.advantage_estimator].uses_critic:
         raise ValueError(
-            f"`advantage_estimator` of a model that is built must have uses_critic={model.policy.use_critic}, since its policy "
-            f"was built so, got {model.advantage_estimator!r}"
+            f"`advantage_estimator` of a model that is built must have uses_critic={model.policy.use_critic}, as its policy "
+            f"was built, got {model.advantage_estimator!r}"
         )
