@@ -41,7 +41,8 @@ class ReferencePolicy:
             self.load(policy.state_dict())
             return
         polyak_update(policy.parameters(), self.policy.parameters(), tau)
-        polyak_update(policy.buffers(), self.policy.buffers(), 1.0)
+        for own, other in zip(self.policy.buffers(), policy.buffers(), strict=True):
+            own.copy_(other)
 
     def load(self, state_dict: Mapping[str, th.Tensor]) -> None:
         """

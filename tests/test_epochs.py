@@ -45,7 +45,7 @@ class Scripted:
         self.batches.append(batch)
         self.clip_ranges.add((clip_range, clip_range_vf))
         zero, log_ratio = th.zeros(()), th.tensor([math.log(2), -math.log(2)])
-        terms = LossTerms(th.tensor(self.loss if refused else 1.0), zero, zero, zero, log_ratio)
+        terms = LossTerms(th.tensor(self.loss if refused else 1.0), zero, zero, zero, log_ratio, zero)
         return UpdateStep(terms, not refused, self.norm if refused else 1.0)
 
 

@@ -146,43 +146,16 @@ def test_each_alone(name):
 
 
 @pytest.mark.usefixtures("_toys")
-def test_arguments_can_be_changed_between_trainings(monkeypatch):
-    class ByValue(SecondAction):
-        uses_critic = True
-
-    monkeypatch.setitem(ESTIMATORS, "by_value", ByValue)
-    model = make_model(advantage_estimator="by_value")
-    share = share_of_second_action(model)
-    model.learn(10 * 2 * N_STEPS)
-    assert (share_of_second_action(model)[1:] > share[1:] + 0.02).all()
-    model.advantage_estimator, model.balancer = "gae", "relative_penalty"
+def test_the_rule_of_balancing_can_be_changed_between_trainings_and_the_estimator_cannot():
+    model = make_model()
     model.learn(2 * N_STEPS)
-    assert model.rollout_buffer.samples().advantages.unique().numel() > 6, "the toy's advantages are six numbers"
+    model.balancer = "relative_penalty"
+    model.learn(2 * N_STEPS)
     assert [record.weight for record in model.groups] != [0.0, 0.5, 1.0]
     # a policy has a critic or has none
-    model.advantage_estimator = "toy"
-    before = tensors(model)
-    with pytest.raises(ValueError, match=r"`advantage_estimator` .* must have uses_critic=True, .* got 'toy'"):
-        model.learn(2 * N_STEPS)
-    assert moved(before, tensors(model)) == set()
-
-
-@pytest.mark.usefixtures("_toys")
-def test_an_estimator_with_a_critic_is_refused_where_there_is_none():
-    model = make_model()
     model.advantage_estimator = "gae"
-    with pytest.raises(ValueError, match=r"`advantage_estimator` .* must have uses_critic=False, .* got 'gae'"):
+    with pytest.raises(ValueError, match=r"`advantage_estimator`.* of a model that is built cannot be assigned, got \('gae'"):
         model.learn(2 * N_STEPS)
-
-
-@pytest.mark.usefixtures("_toys")
-def test_normalised_by_group():
-    """The estimator's advantages are normalised as those of any other; there are no values whose scale could be learnt."""
-    model = make_model(normalize_advantage="group")
-    before, share = tensors(model), share_of_second_action(model)
-    model.learn(10 * 2 * N_STEPS)
-    assert not [name for name in before if "value" in name]
-    assert (share_of_second_action(model)[1:] > share[1:] + 0.02).all()
 
 
 class ThreeTasks(CountingEnv):
@@ -235,7 +208,7 @@ def test_a_file_that_names_what_is_not_there_is_refused(tmp_path, monkeypatch):
         patch.setitem(BALANCERS, "toy", ByNumber)
         patch.setitem(SCORES, "toy", ShareOfGains)
         make_model(group_score="toy", group_targets=WANTED).save(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"`advantage_estimator` must be one of \['gae'\], got 'toy'"):
+    with pytest.raises(ValueError, match=re.escape(f"`advantage_estimator` must be one of {list(ESTIMATORS)}, got 'toy'")):
         GRPO.load(tmp_path / "model", device="cpu")
     with pytest.raises(ValueError, match=re.escape(f"`balancer` must be one of {list(BALANCERS)}, got 'toy'")):
         make_model(advantage_estimator="gae")

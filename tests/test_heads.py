@@ -9,7 +9,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.env_util import make_vec_env
-from tiny_estimators import RewardsOnly
+from tiny_estimators import RewardsToGo
 
 from sb3_grpo import GRPO, MlpPolicy
 from sb3_grpo.estimators import ESTIMATORS
@@ -494,7 +494,7 @@ class TestWithoutCritic:
 
 @pytest.mark.parametrize("kwargs", [dict(), dict(use_sde=True)], ids=str)
 def test_a_model_without_critic_splits_merges_and_trains_on(kwargs, monkeypatch):
-    monkeypatch.setitem(ESTIMATORS, "toy", RewardsOnly)
+    monkeypatch.setitem(ESTIMATORS, "toy", RewardsToGo)
     model = make_model(3, advantage_estimator="toy", **kwargs).learn(64)
     for event, heads in ((Split(0, 1, [4, 5, 6, 7], 1.0), [0, 1]), (Merge(1, 0, 0.5, 0.0), [1])):
         model.policy.regroup(event)

@@ -158,7 +158,7 @@ class TestGradient:
         actions = batch.actions.long().flatten() if name == "discrete" else batch.actions
         _, log_prob, _ = policy.evaluate_actions(batch.observations, actions)
         loss = -(batch.weights * batch.advantages * log_prob).mean()
-        expected = gradient(LossTerms(loss, loss, loss, loss, log_prob), policy)
+        expected = gradient(LossTerms(loss, loss, loss, loss, log_prob, loss), policy)
         for parameter, value in expected.items():
             th.testing.assert_close(found[parameter], value, msg=parameter, rtol=1e-4, atol=1e-6)
         assert found["action_net.weight"].abs().max() > 1e-3

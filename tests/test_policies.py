@@ -645,19 +645,3 @@ def test_without_a_critic_what_is_not_finite_is_named(broken):
     for call in (policy, policy._predict):
         with pytest.raises(ValueError, match=message):
             call(obs)
-
-
-@pytest.mark.parametrize("compile_", [False, True])
-def test_without_a_critic_acting_can_be_compiled(compile_, compiled_calls):
-    policy, obs = make_policy(spaces.Box(-1, 1, (2,)), use_critic=False), make_obs(GROUPS)
-    if compile_:
-        policy.compile_act()
-    for seed in range(3):
-        th.manual_seed(seed)
-        expected = policy._act(obs, deterministic=False)[:3]
-        th.manual_seed(seed)
-        with th.no_grad():
-            actions, values, log_prob = policy(obs)
-        assert values.equal(th.zeros(len(obs), 1))
-        th.testing.assert_close([actions, log_prob], [expected[0], expected[2]])
-    assert compiled_calls == ([3] if compile_ else [])

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from tiny_envs import RandomEnv
-from tiny_estimators import RewardsOnly
+from tiny_estimators import RewardsToGo
 
 from sb3_grpo import GRPO, MlpPolicy, saving
 from sb3_grpo.estimators import ESTIMATORS
@@ -45,6 +45,11 @@ def regrouped() -> GRPO:
 def task_obs() -> th.Tensor:
     """Two observations of each task."""
     return th.cat([th.randn(8, 4, generator=th.Generator().manual_seed(0)), th.eye(4).repeat(2, 1)], dim=1)
+
+
+def log_prob_of(model: Any) -> th.Tensor:
+    """Log-likelihoods of both actions, in turn, in each task."""
+    return model.policy.get_distribution(task_obs()).log_prob(th.arange(8) // 4)
 
 
 def scales(model: GRPO) -> th.Tensor:
@@ -668,7 +673,7 @@ def test_attributes_are_read_from_any_file_of_sb3(tmp_path):
 class TestWithoutCritic:
     @pytest.fixture(autouse=True)
     def _toy(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(ESTIMATORS, "toy", RewardsOnly)
+        monkeypatch.setitem(ESTIMATORS, "toy", RewardsToGo)
 
     @staticmethod
     def make(**kwargs: Any) -> GRPO:
@@ -678,9 +683,8 @@ class TestWithoutCritic:
             model.policy.regroup(event)
         return model
 
-    @pytest.mark.parametrize("normalize", [True, "group"])
-    def test_a_file_goes_on_as_the_model_that_was_saved(self, tmp_path, normalize):
-        model = self.make(normalize_advantage=normalize)
+    def test_a_file_goes_on_as_the_model_that_was_saved(self, tmp_path):
+        model = self.make()
         model.save(tmp_path / "model")
         loaded = GRPO.load(tmp_path / "model", device="cpu")
         assert not any("value" in name for name in (*loaded.policy.state_dict(), *loaded.training_state()))
@@ -740,11 +744,10 @@ class TestWithoutCritic:
     def test_goes_on_with_what_ppo_has_learnt(self, tmp_path, kwargs, way):
         env = make_vec_env("sb3_grpo/TaskCartPole-v0", 2, seed=0)
         ppo = PPO("MlpPolicy", env, **KWARGS).learn(128)
-        model = (
-            make_model(advantage_estimator="toy", **kwargs).learn(64)
-            if not kwargs
-            else make_model(**kwargs, advantage_estimator="toy")
-        )
+        model = make_model(advantage_estimator="toy", **kwargs)
+        if not model.compile:
+            # moments of what is replaced
+            model.learn(64)
         if way == "file":
             ppo.save(tmp_path / "ppo")
             model.set_parameters(str(tmp_path / "ppo"))
@@ -752,9 +755,10 @@ class TestWithoutCritic:
         else:
             model.policy.load_state_dict(ppo.policy.state_dict())
         obs = task_obs()
-        expected, actual = (each.policy.get_distribution(obs).distribution.probs for each in (ppo, model))
+        expected, actual = (log_prob_of(each) for each in (ppo, model))
         th.testing.assert_close(actual, expected)
         assert model.policy.predict_values(obs).tolist() == [[0]] * 8
+        # a compilation takes long
         model.compile = False
         model.learn(64)
 
@@ -765,19 +769,18 @@ class TestWithoutCritic:
         model.set_parameters(str(tmp_path / "model"))
         assert not model.policy.optimizer.state_dict()["state"]
         assert model.policy.grouping.heads == source.policy.grouping.heads
-        obs = task_obs()
-        assert model.policy.get_distribution(obs).distribution.probs.equal(
-            source.policy.get_distribution(obs).distribution.probs
-        )
+        assert log_prob_of(model).equal(log_prob_of(source))
         model.learn(64)
 
     def test_control_moments_without_a_critic_are_kept(self):
         model, other = self.make(), make_model(advantage_estimator="toy", max_groups=5)
-        other.set_parameters(copy.deepcopy(model.get_parameters()))  # type: ignore[arg-type]  # SB3's own annotations differ
+        params: Any = copy.deepcopy(model.get_parameters())
+        other.set_parameters(params)
         one, two = (each.policy.optimizer.state_dict()["state"] for each in (model, other))
         assert one
         assert all(value.equal(two[index][name]) for index, state in one.items() for name, value in state.items())
 
-    def test_a_copy_of_parameters_into_a_model_with_a_critic_is_refused(self):
-        with pytest.raises(RuntimeError, match="Missing key.*value_net.weight"):
-            make_model(max_groups=5).set_parameters(copy.deepcopy(self.make().get_parameters()))  # type: ignore[arg-type]  # as above
+    def test_parameters_into_a_model_with_a_critic_is_refused(self):
+        params: Any = copy.deepcopy(self.make().get_parameters())
+        with pytest.raises(RuntimeError, match=r"Missing key.*value_net\.weight"):
+            make_model(max_groups=5).set_parameters(params)
