@@ -128,8 +128,8 @@ def make_group_vec_env(
     if seed is not None:
         check_integer("seed", seed, 0, N_SEEDS - 1)
     check_env_id("env_id", env_id)
-    vec_env_cls = LeanVecEnv if vec_env_cls is None else vec_env_cls
-    check_vec_env_cls(vec_env_cls, vec_env_kwargs or {})
+    chosen: Any = LeanVecEnv if vec_env_cls is None else vec_env_cls  # any of several constructors
+    check_vec_env_cls(chosen, vec_env_kwargs or {})
     what: dict[str, Any] = dict(env_kwargs=env_kwargs, wrapper_class=wrapper_class, wrapper_kwargs=wrapper_kwargs)
     check_repeats("env_id", partial(make_single, env_id, **what), CHECKED_STEPS)
     base = int(np.random.randint(N_SEEDS, dtype=np.int64)) if seed is None else int(seed)
@@ -137,10 +137,10 @@ def make_group_vec_env(
     # `make_vec_env` makes functions, of which each returns an environment in its wrappers, and calls this with them
     def make_groups(env_fns: list[MakeEnv], **kwargs: Any) -> VecEnv:
         members = [partial(make_member, env_fn, i // group_size, i, base) for i, env_fn in enumerate(env_fns)]
-        if issubclass(vec_env_cls, VecEnv):
-            return vec_env_cls(members, **kwargs)
+        if issubclass(chosen, VecEnv):
+            return chosen(members, **kwargs)
         # the step that ends an episode resets the environment itself, as in SB3: no second message to a subprocess
-        env = vec_env_cls(members, **{"autoreset_mode": "SameStep", **kwargs})
+        env = chosen(members, **{"autoreset_mode": "SameStep", **kwargs})
         return adapt_vector_env(env, info_keywords=tuple((monitor_kwargs or {}).get("info_keywords", ())))
 
     return make_vec_env(
