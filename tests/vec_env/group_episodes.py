@@ -25,6 +25,10 @@ class CutByActions(gym.Wrapper):
         return obs, reward, terminated, truncated or self.spent > 18, info
 
 
+def cut_by_actions(env_id: str) -> gym.Env:
+    return CutByActions(gym.make(env_id))
+
+
 class Episode(NamedTuple):
     begin: int  # step of the VecEnv in which it began
     observations: list[Any]
@@ -35,7 +39,9 @@ class Episode(NamedTuple):
 
 
 def row(obs: Any, i: int) -> Any:
-    return {key: array[i].copy() for key, array in obs.items()} if isinstance(obs, dict) else np.copy(obs[i])
+    if isinstance(obs, tuple):
+        return tuple(row(part, i) for part in obs)
+    return {key: row(part, i) for key, part in obs.items()} if isinstance(obs, dict) else np.copy(obs[i])
 
 
 def play_groups(env, n_steps: int = 70) -> list[list[Episode]]:
