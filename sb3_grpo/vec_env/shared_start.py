@@ -128,31 +128,43 @@ def make_group_vec_env(
     if seed is not None:
         check_integer("seed", seed, 0, N_SEEDS - 1)
     check_env_id("env_id", env_id)
-    chosen: Any = LeanVecEnv if vec_env_cls is None else vec_env_cls  # any of several constructors
-    check_vec_env_cls(chosen, vec_env_kwargs or {})
+    vec_env_cls = LeanVecEnv if vec_env_cls is None else vec_env_cls
+    check_vec_env_cls(vec_env_cls, vec_env_kwargs or {})
     what: dict[str, Any] = dict(env_kwargs=env_kwargs, wrapper_class=wrapper_class, wrapper_kwargs=wrapper_kwargs)
     check_repeats("env_id", partial(make_single, env_id, **what), CHECKED_STEPS)
     base = int(np.random.randint(N_SEEDS, dtype=np.int64)) if seed is None else int(seed)
-
-    # `make_vec_env` makes functions, of which each returns an environment in its wrappers, and calls this with them
-    def make_groups(env_fns: list[MakeEnv], **kwargs: Any) -> VecEnv:
-        members = [partial(make_member, env_fn, i // group_size, i, base) for i, env_fn in enumerate(env_fns)]
-        if issubclass(chosen, VecEnv):
-            return chosen(members, **kwargs)
-        # the step that ends an episode resets the environment itself, as in SB3: no second message to a subprocess
-        env = chosen(members, **{"autoreset_mode": "SameStep", **kwargs})
-        return adapt_vector_env(env, info_keywords=tuple((monitor_kwargs or {}).get("info_keywords", ())))
-
+    info_keywords = tuple((monitor_kwargs or {}).get("info_keywords", ()))
     return make_vec_env(
         env_id,
         n_envs=int(group_size * n_starts),
         seed=base,
         monitor_dir=monitor_dir,
-        vec_env_cls=make_groups,  # type: ignore[arg-type]  # SB3 calls it with functions and arguments, and no more
+        # SB3 calls it with the functions that make the environments in their other wrappers, and with `vec_env_kwargs`
+        vec_env_cls=partial(make_groups, vec_env_cls, int(group_size), base, info_keywords),  # type: ignore[arg-type]
         vec_env_kwargs=vec_env_kwargs,
         monitor_kwargs=monitor_kwargs,
         **what,
     )
+
+
+def make_groups(
+    vec_env_cls: Any, group_size: int, seed: int, info_keywords: tuple[str, ...], env_fns: list[MakeEnv], **kwargs: Any
+) -> VecEnv:
+    """
+    Make a ``VecEnv`` of environments in :class:`SharedStart`.
+
+    :param vec_env_cls: see :func:`make_group_vec_env`
+    :param group_size: see :func:`make_group_vec_env`
+    :param seed: of all environments
+    :param info_keywords: of ``Monitor``
+    :param env_fns: functions that return one environment each, in its other wrappers
+    :param kwargs: arguments of ``vec_env_cls``
+    """
+    members = [partial(make_member, env_fn, i // group_size, i, seed) for i, env_fn in enumerate(env_fns)]
+    if issubclass(vec_env_cls, VecEnv):
+        return vec_env_cls(members, **kwargs)
+    # the step that ends an episode resets the environment itself, as in SB3: no second message to a subprocess
+    return adapt_vector_env(vec_env_cls(members, **{"autoreset_mode": "SameStep", **kwargs}), info_keywords=info_keywords)
 
 
 def make_member(env_fn: MakeEnv, start: int, member: int, seed: int) -> SharedStart:
