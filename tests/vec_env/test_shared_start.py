@@ -315,9 +315,6 @@ def test_ppo_is_saved_loaded_and_evaluated(tmp_path):
     assert np.shape(evaluate_policy(loaded, env, n_eval_episodes=6, return_episode_rewards=True)[1]) == (6,)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("env_id", IDS)
 def test_environments_whose_seed_determines_the_episode(env_id):
     check_shared_start(env_id, n_steps=40)
