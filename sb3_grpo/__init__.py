@@ -8,7 +8,14 @@ from sb3_grpo.grpo import GRPO
 from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_grpo.regroup_plan import RegroupEvent
 from sb3_grpo.task_sampling import TaskSamplingCallback
-from sb3_grpo.vec_env import JoinedVecEnv, LeanVecEnv, RayVecEnv, adapt_vector_env
+from sb3_grpo.vec_env import (
+    JoinedVecEnv,
+    LeanVecEnv,
+    RayVecEnv,
+    adapt_vector_env,
+    check_shared_start,
+    make_group_vec_env,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,7 +33,9 @@ __all__ = [
     "RegroupEvent",
     "TaskSamplingCallback",
     "adapt_vector_env",
+    "check_shared_start",
     "evaluate_groups",
+    "make_group_vec_env",
     "plot_regrouping",
 ]
 

@@ -20,6 +20,7 @@ from vec_env import recording
 
 from sb3_grpo.vec_env.lean import LeanVecEnv
 from sb3_grpo.vec_env.ray import LostActorError, RayVecEnv
+from sb3_grpo.vec_env.shared_start import make_group_vec_env
 
 ray = pytest.importorskip("ray")
 # with --dist loadgroup one process has all tests of this file, so that they share a cluster
@@ -172,6 +173,19 @@ def test_trajectories_are_those_of_subproc_vec_env(ray_env):
     truncated = np.array([[info["TimeLimit.truncated"] for info in step[3]] for step in actual[2]])
     assert (dones & truncated).any()
     assert (dones & ~truncated).any(), "the episodes must end in both ways"
+
+
+def test_sampling_groups_are_those_of_lean_vec_env(ray_env):
+    envs = [
+        make_group_vec_env(placed_cartpole, 3, seed=SEED, vec_env_cls=cls, vec_env_kwargs=kwargs)
+        for cls, kwargs in ((LeanVecEnv, {}), (RayVecEnv, {"envs_per_actor": 2}))
+    ]
+    expected, actual = map(trajectory, envs)
+    assert_same(actual, expected)
+    assert envs[1].get_attr("next_episode") == envs[0].get_attr("next_episode")
+    envs[1].env_method("skip_to", 7)
+    assert envs[1].get_attr("next_episode") == [7] * 3
+    envs[1].close()
 
 
 def test_types_are_those_of_dummy_vec_env_and_arrays_can_be_written(ray_env, dummy_env):
