@@ -5,8 +5,8 @@ The protocol of https://arxiv.org/abs/2511.03527: two layers of 64 units with ta
 linearly to 0, clip range 0.2, 4 epochs, 8 environments, entropy coefficient 0.01, 300,000 steps. Minibatches of 256 steps.
 
 - PPO: rollouts of 128 steps in each environment
-- outcome, process, time-step: GRPO without a critic; rollouts at least as long as the longest episode; one start at a time, so that
-  all environments are one sampling group
+- outcome, process, time-step: GRPO without a critic; rollouts at least as long as the longest episode; one start at a time, so
+  that all environments are one sampling group
 - batch mean: the published baseline, the mean of as many episodes that ended one after the other
 
 Part "classic": 8 environments. Part "sizes": 16 and 32 environments, whose rollouts have twice and four times the steps. Part

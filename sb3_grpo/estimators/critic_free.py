@@ -148,11 +148,12 @@ class ProcessEstimator(CriticFreeEstimator):
         rewards = relative_values(steps.rewards, group, n_groups, self.scale)
         sums = sums_to_go(rewards.values, trajectories.lengths, self.gamma)
         outcomes = of_outcomes(trajectories, returns, self.scale)
-        if constant.any() and not self._warned:
+        replaced = constant & ~are_alike(returns.outcomes, trajectories.group, n_groups)
+        if replaced.any() and not self._warned:
             self._warned = True
             warnings.warn(
                 f'advantage_estimator="process" compares the rewards of single steps, which are all alike in '
-                f'{int(constant.sum())} of {n_groups} sampling groups: these get the advantages of "outcome"',
+                f'{int(replaced.sum())} of {n_groups} sampling groups: these get the advantages of "outcome"',
                 stacklevel=2,
             )
         own = ~constant[group]
