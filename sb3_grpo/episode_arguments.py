@@ -93,3 +93,17 @@ def check_episodes(env: VecEnv | None, estimator: AdvantageEstimator, n_steps: i
             f"nothing is known of an episode before it ends; got {n_steps}. estimator_kwargs=dict(max_rollouts=...) allows "
             "episodes of several rollouts, whose first actions are those of older policies"
         )
+
+
+def check_reference(ref_update_freq: int | None, n_rollouts: int) -> None:
+    """
+    Check that the reference policy is updated before the training is over.
+
+    :param ref_update_freq: rollouts between two updates; ``None``: there are none
+    :param n_rollouts: rollouts of the training, those before it included if it goes on; 0: nothing is trained
+    :raises ValueError: if there would be no update
+    """
+    if ref_update_freq is not None and 0 < n_rollouts < ref_update_freq:
+        raise ValueError(
+            f"`ref_update_freq` must be at most {n_rollouts}, the rollouts of the training, got {ref_update_freq}"
+        )

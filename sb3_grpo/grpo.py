@@ -1,5 +1,6 @@
 """GRPO: PPO with groups of decisions that have their own heads and are balanced against each other."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -30,7 +31,7 @@ from sb3_grpo.balancing import BALANCERS, GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, Rollout
 from sb3_grpo.callbacks import RegroupCallback, tell_interrupted, with_callbacks
 from sb3_grpo.diagnostics import GroupRecord, group_records, log_groups, log_policy, log_update
-from sb3_grpo.episode_arguments import check_episodes
+from sb3_grpo.episode_arguments import check_episodes, check_reference
 from sb3_grpo.epochs import EpochLoop
 from sb3_grpo.estimators import ESTIMATORS, Experience
 from sb3_grpo.headed_policy import fit_router_and_route
@@ -457,6 +458,8 @@ class GRPO(ModelFiles):
         """
         check_learn_arguments({**locals(), "env": self.env})
         check_built(self)
+        before = 0 if reset_num_timesteps else self.num_timesteps
+        check_reference(self.ref_update_freq, math.ceil((before + total_timesteps) / (self.n_steps * self.n_envs)))
         # numbers that have been assigned become schedules, as in PPO._setup_model
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
