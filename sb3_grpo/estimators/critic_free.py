@@ -93,24 +93,24 @@ class CriticFreeEstimator(AdvantageEstimator):
             "groups/unused_fraction": n_unused / n_steps if n_steps else 0.0,
         }
         chosen = np.flatnonzero(learnt[found.member])
+        steps, member = steps.at(chosen), found.member[chosen]
         own = outcome._replace(
-            cells=steps.cells[chosen],
+            cells=steps.cells,
             returns=to_go[chosen],
-            rewards=steps.rewards[chosen],
-            paid=steps.rewards[chosen],
+            rewards=steps.rewards,
+            paid=steps.rewards,
             advantages=relative.values[chosen],
         )
-        rollout = steps.rollout.at(chosen)
-        like = rollout.advantages
-        rollout = rollout._replace(advantages=to_device(own.advantages, like), returns=to_device(own.returns, like))
+        like = steps.rollout.advantages
+        rollout = steps.rollout._replace(advantages=to_device(own.advantages, like), returns=to_device(own.returns, like))
         shares = shares_of_loss(found.lengths[learnt], self.aggregation, buffer.buffer_size)
         if shares is not None:
             rollout = rollout._replace(shares=to_device(shares, like))
         if self.ratio == "trajectory":
-            numbers = np.unique(found.member[chosen], return_inverse=True)[1]
+            numbers = np.unique(member, return_inverse=True)[1]
             rollout = rollout._replace(trajectories=th.as_tensor(numbers, device=like.device))
         divisors = None if self.scale == "none" else relative.divisors[chosen]
-        return Experience(rollout, own, found.group[found.member[chosen]], divisors, figures)
+        return Experience(rollout, own, found.group[member], divisors, figures)
 
 
 class OutcomeEstimator(CriticFreeEstimator):

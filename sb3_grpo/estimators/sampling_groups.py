@@ -115,7 +115,8 @@ class SamplingGroups:
             sizes[self._groups[number]] = sizes.get(self._groups[number], 0) + 1
         used = [number for number in complete if sizes[self._groups[number]] > 1]
         is_used, is_complete = np.isin(steps.trajectory, used), np.isin(steps.trajectory, complete)
-        trajectories = self._arrange(steps.at(np.flatnonzero(is_used)))
+        order = np.lexsort((steps.time, steps.trajectory))
+        trajectories = self._describe(steps.at(order[is_used[order]]))
         kept = np.flatnonzero(~is_complete & (steps.trajectory >= 0))
         self._kept = steps.at(kept) if len(kept) else None
         for number in complete:
@@ -157,9 +158,8 @@ class SamplingGroups:
                 f"ends, and that of environment {longest} has {self._time[longest]} steps so far; got {n_steps}"
             )
 
-    def _arrange(self, steps: Steps) -> Trajectories:
-        """Put the steps of each trajectory one after the other."""
-        steps = steps.at(np.lexsort((steps.time, steps.trajectory)))
+    def _describe(self, steps: Steps) -> Trajectories:
+        """Say what the trajectories are whose steps stand one after the other."""
         numbers, member, lengths = np.unique(steps.trajectory, return_inverse=True, return_counts=True)
         keys = [self._groups[number] for number in numbers.tolist()]
         places = {key: place for place, key in enumerate(sorted(set(keys)))}
