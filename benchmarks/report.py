@@ -20,6 +20,7 @@ from benchmarks.lib.rows import RESULTS, ROOT, by_method, results, rows_by_seed
 from benchmarks.sweeps import (
     balance_tables,
     balancing_rules,
+    critic_free,
     eight_tasks,
     gridworlds,
     minigrid_tasks,
@@ -181,6 +182,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "thresholds": of_rows("head_to_head_thresholds", thresholds_table),
     **{f"options {part}": of_rows(f"options_{part}", options.options_table) for part in options.PARTS},
     "options group_score": of_rows("options_group_score", options.group_score_table),
+    **{f"critic free {part}": of_rows(f"critic_free_{part}", critic_free.returns_table, part) for part in critic_free.PARTS},
     **{f"gridworlds {s}": of_rows(f"gridworlds_{s}", gridworlds.success_table, s) for s in gridworlds.PARTS},
     "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),
 }
