@@ -268,6 +268,7 @@ class ModelFiles(GroupArguments, PPO):
         self._restore_training_state(tensors)
         self.regroup_history, self.num_timesteps = events, int(history["num_timesteps"])
         self.first_grouping = [int(group) for group in history["first_grouping"]]
+        self._next_episode = int(history["_next_episode"])
 
     def _tensors(self, policy: GroupActorCriticPolicy) -> dict[str, th.Tensor]:
         """
