@@ -301,20 +301,17 @@ class TestTraining:
         assert model.reference is not None
         assert same(states(model.reference.policy), second)
 
-    @pytest.mark.parametrize("name", list(SPACES))
+    @pytest.mark.parametrize("name", ["multi_binary", "gsde"])
     def test_a_large_coefficient_keeps_the_policy_near_it(self, name):
-        distances = []
+        (action_space, more), distances = SPACES[name], []
         for kl_coef in (1e-6, 10.0):
-            action_space, more = SPACES[name]
-            model = random_model(action_space, kl_coef=kl_coef, n_epochs=5, learning_rate=3e-3, **more)
-            model.learn(4 * 32)
+            kwargs: dict[str, Any] = dict(kl_coef=kl_coef, n_groups=1, n_steps=128, batch_size=64, n_epochs=4, **more)
+            model = random_model(action_space, **{**kwargs, "learning_rate": 3e-3}).learn(7 * 128)
             assert model.reference is not None
-            samples = model.rollout_buffer.samples()
-            rollout = samples._replace(heads=model.policy.grouping.heads_at(samples.observations))
-            with th.no_grad():
-                difference = log_prob_of(model.policy, rollout) - model.reference.log_prob(rollout)
+            rollout = model.rollout_buffer.samples()
+            difference = log_prob_of(model.policy, rollout) - model.reference.log_prob(rollout)
             distances.append(difference.square().mean().item())
-        assert distances[1] < 0.5 * distances[0]
+        assert distances[1] < 0.3 * distances[0]
 
     def test_dict_observations_and_several_groups(self):
         space = spaces.Dict({"x": spaces.Box(-1, 1, (3,), np.float32), "task": spaces.Discrete(3)})
