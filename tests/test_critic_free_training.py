@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]  # tensorboard has no types
 from tiny_envs import CountingEnv, RandomEnv
@@ -94,7 +95,8 @@ class TestLearning:
         before = self.score(model)
         model.learn(10 * 20 * N_ENVS)
         assert before < 0.65 * best
-        assert self.score(model) > 0.85 * best
+        # actions that are drawn from a Gaussian distribution miss the best one by its width
+        assert self.score(model) > (0.65 if name == "box" else 0.9) * best
         assert not any("value" in parameter for parameter, _ in model.policy.named_parameters())
 
     def test_control_where_all_episodes_bring_the_same_nothing_is_learnt(self):
@@ -185,6 +187,8 @@ class TestSurroundings:
         evaluation = VecNormalize(make_vec_env("CartPole-v1", 1, seed=9), training=False)
         callback = EvalCallback(evaluation, eval_freq=500, n_eval_episodes=2, log_path=str(tmp_path), verbose=0)
         model.learn(2000, callback)
+        # it has seen the first observations too
+        assert isinstance(env.obs_rms, RunningMeanStd)
         assert env.obs_rms.count > 2000
         assert callback.best_mean_reward > 0
         # Monitor's episodes are those of the environment, whatever is normalised

@@ -370,14 +370,14 @@ class TestReferenceKl:
         batch = make_batch(policy, n, moved=False)
         with th.no_grad():
             actions = policy.get_distribution(batch.observations).sample()
-            q = reference.get_distribution(batch.observations).distribution
+            q: Any = reference.get_distribution(batch.observations).distribution
         zeros, log_q = th.zeros(n), q.log_prob(actions)
         batch = batch._replace(actions=actions.float().unsqueeze(1), advantages=zeros, reference_log_prob=log_q)
         terms = PPOObjective(0.0, 0.0, False, kl_coef=1.0)(policy, batch, CLIP_RANGE, None)
         found = th.cat([value.flatten() for value in gradient(terms, policy).values()])
         divergences, errors = [], []
         for is_forward in (True, False):
-            p = policy.get_distribution(batch.observations).distribution
+            p: Any = policy.get_distribution(batch.observations).distribution
             loss = th.distributions.kl_divergence(*((p, q) if is_forward else (q, p))).mean()
             divergences.append(loss.item())
             expected = gradient(LossTerms(loss, loss, loss, loss, zeros, loss), policy)

@@ -27,7 +27,13 @@ SPACES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
     "multi_binary": (spaces.MultiBinary(3), {}),
     "gsde": (spaces.Box(-1, 1, (2,)), dict(use_sde=True)),
 }
-EVENTS = [Merge(0, 2, 0.25, 0.01), Split(0, 2, [2], 0.4), Merge(1, 3, 0.5, 0.0), Merge(0, 1, 0.5, 0.0), Merge(0, 2, 0.5, 0.0)]
+EVENTS: list[Merge | Split] = [
+    Merge(0, 2, 0.25, 0.01),
+    Split(0, 2, [2], 0.4),
+    Merge(1, 3, 0.5, 0.0),
+    Merge(0, 1, 0.5, 0.0),
+    Merge(0, 2, 0.5, 0.0),
+]
 
 
 def make_policy(name: str = "discrete", **kwargs: Any) -> MlpPolicy:
@@ -202,7 +208,8 @@ class TestRegrouping:
     def test_one_head_becomes_several_and_several_become_one(self):
         policy = make_policy(n_groups=1, max_groups=N_CELLS)
         reference, rollout = ReferencePolicy(policy), make_rollout(policy)
-        for event in (Split(0, 1, [1, 2], 0.4), Split(1, 2, [2], 0.4), Merge(0, 1, 0.5, 0.0), Merge(0, 2, 0.5, 0.0)):
+        splits: list[Merge | Split] = [Split(0, 1, [1, 2], 0.4), Split(1, 2, [2], 0.4)]
+        for event in [*splits, Merge(0, 1, 0.5, 0.0), Merge(0, 2, 0.5, 0.0)]:
             policy.regroup(event)
             scramble(policy)
             reference.follow(policy, 0.5)
