@@ -205,6 +205,17 @@ class TestRegrouping:
             new = policy.get_parameter(name).data
             th.testing.assert_close(value.data, 0.75 * old[name].data + 0.25 * new)
 
+    def test_other_groups_with_as_many_heads_have_no_average(self):
+        """Heads 0 and 2 have changed places."""
+        policy = make_policy()
+        reference, rollout = ReferencePolicy(policy), make_rollout(policy)
+        for event in (EVENTS[0], Split(0, 2, [0], 0.4)):
+            policy.regroup(event)
+            scramble(policy)
+        assert policy.n_heads == reference.policy.n_heads
+        reference.follow(policy, 0.25)
+        th.testing.assert_close(reference.log_prob(rollout), log_prob_of(policy, rollout))
+
     def test_one_head_becomes_several_and_several_become_one(self):
         policy = make_policy(n_groups=1, max_groups=N_CELLS)
         reference, rollout = ReferencePolicy(policy), make_rollout(policy)
