@@ -177,6 +177,35 @@ class TestDecisionGroups:
         assert by_task[1] < 1 < by_task[0]
 
 
+class TestOptions:
+    """Arguments of GRPO that reach the loss."""
+
+    @staticmethod
+    def trained(estimator: str, **kwargs: Any) -> dict[str, th.Tensor]:
+        model = make_model(estimator, discrete_env, n_groups=1, learning_rate=0.05, **kwargs).learn(2 * 20 * N_ENVS)
+        assert all(value.isfinite().all() for value in model.policy.state_dict().values())
+        return states(model.policy)
+
+    def test_clip_range_above(self):
+        same_range, plain, wider = (self.trained("outcome", clip_range_high=high) for high in (0.2, None, 0.4))
+        assert same(same_range, plain)
+        assert not same(wider, plain)
+
+    @pytest.mark.parametrize("estimator", ["outcome", "process"])
+    def test_ratios_of_trajectories(self, estimator):
+        plain, steps, trajectories = (
+            self.trained(estimator, estimator_kwargs=kwargs, kl_coef=0.1)
+            for kwargs in (None, dict(ratio="step"), dict(ratio="trajectory"))
+        )
+        assert same(plain, steps)
+        assert not same(plain, trajectories)
+
+    def test_ratios_of_trajectories_learn(self):
+        kwargs: dict[str, Any] = dict(estimator_kwargs=dict(ratio="trajectory"), clip_range=0.05, clip_range_high=0.1)
+        model = make_model("outcome", discrete_env, n_groups=1, **kwargs).learn(12 * 20 * N_ENVS)
+        assert TestLearning.score(model) > 0.8 * SPACES["discrete"][1]
+
+
 class TestSurroundings:
     """What users put around training."""
 
@@ -400,6 +429,14 @@ class TestFiles:
             assert same(states(each.policy), states(model.policy))
             each.set_env(make_vec_env(discrete_env, 2))
             each.learn(40)
+
+    def test_ppo_loads_what_has_a_critic_and_a_reference(self, tmp_path):
+        model = self.make("gae", env=make_vec_env(discrete_env, N_ENVS, seed=0), n_groups=1).learn(3 * 20 * N_ENVS)
+        assert model.reference is not None
+        model.save(tmp_path / "model")
+        loaded = PPO.load(tmp_path / "model", env=make_vec_env(discrete_env, N_ENVS))
+        assert same(states(loaded.policy), states(model.policy))
+        loaded.learn(20 * N_ENVS)
 
     def test_ppo_does_not_load_what_has_no_critic(self, tmp_path):
         self.make(n_groups=1).save(tmp_path / "model")
