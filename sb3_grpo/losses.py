@@ -157,7 +157,9 @@ def k3(log_prob: th.Tensor, reference_log_prob: th.Tensor) -> th.Tensor:
     """
     Estimate KL(policy || reference) from actions of the policy: ``q / p - log(q / p) - 1``.
 
-    Eq. 4 of https://arxiv.org/abs/2402.03300, from http://joschu.net/blog/kl-approx.html.
+    Eq. 4 of https://arxiv.org/abs/2402.03300, from http://joschu.net/blog/kl-approx.html. As a term of the loss it is
+    differentiated with the actions held fixed; its expected gradient is then that of KL(reference || policy), which
+    agrees with that of KL(policy || reference) as long as the two policies are near each other.
 
     :param log_prob: log-likelihood ``log p`` of the actions by the policy, shape ``(B,)``
     :param reference_log_prob: ``log q``, by the reference policy, shape ``(B,)``

@@ -122,7 +122,10 @@ class ModelFiles(GroupArguments, PPO):
             counts = scale.count.new_zeros(grouping.max_groups)
             state["value_scale.count"] = counts.index_copy(0, th.as_tensor(grouping.heads, device=counts.device), scale.count)
         if self.reference is not None:
-            state |= {f"{REFERENCE}{name}": tensor for name, tensor in self.reference.policy.state_dict().items()}
+            own = self.reference.policy
+            # with one head they are not in its state_dict, but decide whether it can be averaged with the policy
+            groups = {"grouping.cell_to_group": own.grouping.cell_to_group.float()}
+            state |= {f"{REFERENCE}{name}": tensor for name, tensor in {**own.state_dict(), **groups}.items()}
         return state
 
     def _restore_training_state(self, state: dict[str, th.Tensor]) -> None:
@@ -136,6 +139,7 @@ class ModelFiles(GroupArguments, PPO):
         self.reference = None
         if reference and self.kl_coef > 0:
             self.reference = ReferencePolicy(self.policy)
+            self.reference.policy.adopt_groups(reference["grouping.cell_to_group"])
             self.reference.load(reference)
         # a model that is loaded with normalize_advantage="group" may have been saved without
         if scale is not None and "value_scale.count" in state:
@@ -268,6 +272,7 @@ class ModelFiles(GroupArguments, PPO):
         self._restore_training_state(tensors)
         self.regroup_history, self.num_timesteps = events, int(history["num_timesteps"])
         self.first_grouping = [int(group) for group in history["first_grouping"]]
+        self._next_episode = int(history["_next_episode"])
 
     def _tensors(self, policy: GroupActorCriticPolicy) -> dict[str, th.Tensor]:
         """

@@ -18,13 +18,15 @@ class ReferencePolicy:
     """
     Copy of a policy that is not trained; it has its own groups, so that those of the policy may merge and split.
 
-    :param policy: what is copied, without its optimizer
+    :param policy: what is copied, without the state of its optimizer
     """
 
     def __init__(self, policy: GroupActorCriticPolicy):
         # gSDE's noise is part of a graph that cannot be copied, and log-likelihoods do not depend on it
         others = {id(policy.optimizer): None, id(policy.action_dist): copy.copy(policy.action_dist)}
         self.policy = copy.deepcopy(policy, others)
+        # heads that are replaced are replaced in the optimizer too: one without moments, which never takes a step
+        self.policy.optimizer = th.optim.SGD(self.policy.parameters(), lr=0.0)
         self.policy.requires_grad_(False)
         self.policy.set_training_mode(False)
 

@@ -13,7 +13,9 @@ import torch as th
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 
 # Attributes of a model that describe its training: values that JSON has
-HISTORY = ("regroup_history", "first_grouping", "num_timesteps")
+HISTORY = ("regroup_history", "first_grouping", "num_timesteps", "_next_episode")
+# Those that files of earlier versions do not have, with the value that they would have had
+LATER_HISTORY: dict[str, Any] = {"_next_episode": 0}
 # Entry of a model's zip file with the tensors that training goes on with. SB3 reads what ends with ".pth", but not this
 TRAINING_STATE = "training_state.pt"
 
@@ -181,6 +183,7 @@ def read_tensors(path: Path, device: str) -> tuple[dict[str, th.Tensor], dict[st
             **{f"optimizer/{index}/{name}": tensor for index, state in states.items() for name, tensor in state.items()},
             **(read_training_state(path, device) or {}),
         }
+    history = {**LATER_HISTORY, **history}
     if missing := [name for name in HISTORY if name not in history]:
         raise ValueError(f"`path` must be a file of GRPO, got one without {missing}")
     return tensors, {name: history[name] for name in HISTORY}

@@ -198,6 +198,113 @@ class TestMinibatches:
             assert batch.heads.equal(positive(batch.observations))
 
 
+LENGTHS = (3, 1, 5, 2, 4, 1, 6, 2)
+
+
+class TestWholeTrajectories:
+    """Minibatches where ratios are those of trajectories, whose steps stand in any order."""
+
+    def rollout(self, lengths=LENGTHS) -> Rollout:
+        number = th.arange(sum(lengths))
+        trajectories = th.repeat_interleave(th.arange(len(lengths)), th.tensor(lengths))
+        trajectories = trajectories[th.randperm(len(number), generator=th.Generator().manual_seed(0))]
+        # the entries of a step say which it is
+        entries = {name: number.float() for name in Rollout._fields[1:8]}
+        return Rollout(number, **{**entries, "heads": number}, trajectories=trajectories)
+
+    @staticmethod
+    def drawn(rollout, batch_size):
+        return [batch.heads.tolist() for batch in rollout.minibatches(batch_size)]
+
+    @pytest.mark.parametrize("batch_size", [1, 4, 7, 24, 100])
+    def test_are_whole_and_in_one_minibatch(self, batch_size):
+        rollout = self.rollout()
+        assert rollout.trajectories is not None
+        batches, seen = list(rollout.minibatches(batch_size)), []
+        for batch in batches:
+            assert batch.trajectories is not None
+            assert batch.trajectories.equal(rollout.trajectories[batch.heads])
+            assert all(getattr(batch, name).equal(batch.heads.float()) for name in ("advantages", "weights", "old_log_prob"))
+            for number in batch.trajectories.unique().tolist():
+                assert (batch.trajectories == number).sum() == LENGTHS[number]
+            seen += batch.heads.tolist()
+        assert sorted(seen) == list(range(sum(LENGTHS)))
+        sizes = [len(batch.heads) for batch in batches]
+        assert all(size >= batch_size for size in sizes[:-1])
+        # and no more than its last trajectory makes necessary
+        for batch, size in zip(batches, sizes, strict=True):
+            assert batch.trajectories is not None
+            assert size - LENGTHS[int(batch.trajectories[-1])] < batch_size
+
+    def test_the_last_minibatch_may_be_smaller(self):
+        """Control of the sizes above: trajectories of 2 steps cannot fill 3 minibatches of 3."""
+        assert [len(batch) for batch in self.drawn(self.rollout((2,) * 5), 3)] == [4, 4, 2]
+
+    def test_are_drawn_anew_each_time_by_numpys_generator(self):
+        rollout = self.rollout()
+        np.random.seed(0)
+        first, second = (self.drawn(rollout, 4) for _ in range(2))
+        assert first != second
+        np.random.seed(0)
+        assert [self.drawn(rollout, 4) for _ in range(2)] == [first, second]
+
+    def test_control_without_trajectories_they_are_divided(self):
+        rollout = self.rollout()
+        assert [len(batch) for batch in self.drawn(rollout._replace(trajectories=None), 4)] == [4] * 6
+        assert [len(batch) for batch in self.drawn(rollout, 4)] != [4] * 6
+
+
+class TestSteps:
+    """Chosen and joined."""
+
+    def rollout(self, is_dict, optional, first=0):
+        number = th.arange(first, first + 6)
+        entries = {name: number.float() for name in Rollout._fields[1:] if name in Rollout._fields[1:8] or name in optional}
+        observations: PyTorchObs = {"b": number.unsqueeze(1), "a": -number} if is_dict else number
+        return Rollout(observations, **{**entries, "heads": number})
+
+    @staticmethod
+    def check(rollout, expected, is_dict, optional):
+        number = th.tensor(expected)
+        observations = rollout.observations
+        if is_dict:
+            assert list(observations) == ["b", "a"]
+            assert observations["b"].equal(number.unsqueeze(1))
+            observations = -observations["a"]
+        assert observations.equal(number)
+        for name in Rollout._fields[1:]:
+            entry = getattr(rollout, name)
+            if name in Rollout._fields[8:] and name not in optional:
+                assert entry is None
+            else:
+                assert entry.equal(number if name == "heads" else number.float())
+
+    @pytest.mark.parametrize("optional", [(), ("shares",), ("trajectories", "reference_log_prob"), Rollout._fields[8:]])
+    @pytest.mark.parametrize("is_dict", [False, True])
+    def test_have_all_their_entries(self, is_dict, optional):
+        rollout, others = self.rollout(is_dict, optional), self.rollout(is_dict, optional, first=6)
+        self.check(rollout, range(6), is_dict, optional)
+        for indices in ([4, 0, 4], np.array([4, 0, 4]), th.tensor([4, 0, 4])):
+            self.check(rollout.at(indices), [4, 0, 4], is_dict, optional)
+        self.check(rollout.followed_by(others), range(12), is_dict, optional)
+        self.check(others.followed_by(rollout.at([2])), [*range(6, 12), 2], is_dict, optional)
+
+    def test_are_copies(self):
+        rollout = self.rollout(False, ("shares",))
+        chosen = rollout.at([0, 1])
+        chosen.advantages.fill_(99)
+        assert rollout.advantages.tolist() == [0, 1, 2, 3, 4, 5]
+
+    def test_are_none_where_none_is_chosen(self):
+        empty = self.rollout(False, ()).at(np.empty(0, dtype=int))
+        assert len(empty.heads) == 0
+        self.check(empty.followed_by(self.rollout(False, ())), range(6), False, ())
+
+    def test_with_other_observations_are_not_joined(self):
+        with pytest.raises(ValueError, match="zip"):
+            self.rollout(True, ()).followed_by(self.rollout(False, ()))
+
+
 def test_rewards_are_in_the_order_of_the_samples():
     rollout = Episodes()
     buffer = rollout.fill(make_buffer())

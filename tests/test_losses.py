@@ -5,6 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from sb3_grpo.losses import (
     approx_kl,
@@ -13,10 +16,12 @@ from sb3_grpo.losses import (
     group_penalty,
     group_std,
     group_weights,
+    k3,
     largest_group_coef,
     penalty_slope,
     relative_advantage_matrix,
     score_fluctuation,
+    trajectory_log_ratio,
 )
 
 DOUBLE = th.float64
@@ -161,3 +166,129 @@ class TestApproxKl:
         steps = th.multinomial(old, 100_000, replacement=True, generator=th.Generator().manual_seed(0))
         expected = (old * (old / new).log()).sum()
         th.testing.assert_close(approx_kl((new / old).log()[steps]), expected, rtol=0.02, atol=0)
+
+
+class TestAsymmetricClipping:
+    """Below 1 by 0.2, above by 0.5."""
+
+    @pytest.mark.parametrize(
+        ("ratio", "advantage", "expected", "slope"),
+        [
+            (1.0, 3.0, 3.0, 3.0),
+            (1.4, 3.0, 4.2, 3.0),  # with 0.2 on both sides it would be clipped at 1.2
+            (2.0, 3.0, 4.5, 0.0),  # clipped at 1.5
+            (0.5, 3.0, 1.5, 3.0),  # a good action became rarer: not clipped
+            (2.0, -3.0, -6.0, -3.0),  # a bad action became more frequent: not clipped
+            (0.9, -3.0, -2.7, -3.0),
+            (0.6, -3.0, -2.4, 0.0),  # clipped at 0.8: with 0.5 on both sides it would not be
+        ],
+    )
+    def test_value_and_gradient(self, ratio, advantage, expected, slope):
+        leaf = tensor(ratio).requires_grad_()
+        found = clipped_surrogate(leaf, tensor(advantage), 0.2, 0.5)
+        assert found.item() == pytest.approx(expected)
+        found.sum().backward()
+        assert leaf.grad is not None
+        assert leaf.grad.item() == slope
+
+    def test_a_narrower_range_above_clips_earlier(self):
+        assert clipped_surrogate(tensor(1.3), tensor(3.0), 0.5, 0.1).item() == pytest.approx(3.3)
+        assert clipped_surrogate(tensor(1.3), tensor(3.0), 0.5).item() == pytest.approx(3.9)
+
+    def test_none_is_the_same_range_to_the_last_bit(self):
+        generator = th.Generator().manual_seed(0)
+        ratio, advantages = (0.5 * th.randn(1000, generator=generator)).exp(), th.randn(1000, generator=generator)
+        expected = th.min(advantages * ratio, advantages * th.clamp(ratio, 1 - 0.2, 1 + 0.2))
+        assert clipped_surrogate(ratio, advantages, 0.2, None).equal(expected)
+        assert clipped_surrogate(ratio, advantages, 0.2, 0.2).equal(expected)
+        assert not clipped_surrogate(ratio, advantages, 0.2, 0.21).equal(expected)
+
+
+LOG_PROBS = st.floats(-20, 5)
+
+
+class TestK3:
+    def test_by_hand(self):
+        # q / p is 2, 1/2 and 1
+        found = k3(tensor(0.25, 0.5, 0.3).log(), tensor(0.5, 0.25, 0.3).log())
+        th.testing.assert_close(found, tensor(1 - math.log(2), math.log(2) - 0.5, 0), rtol=0, atol=1e-15)
+
+    def test_is_zero_for_equal_policies_and_so_is_its_slope(self):
+        log_prob = tensor(-3, -0.1, 2).requires_grad_()
+        found = k3(log_prob, log_prob.detach())
+        found.sum().backward()
+        assert found.tolist() == [0, 0, 0]
+        assert log_prob.grad is not None
+        assert log_prob.grad.tolist() == [0, 0, 0]
+
+    @settings(deadline=None, derandomize=True)
+    @given(st.lists(st.tuples(LOG_PROBS, LOG_PROBS), min_size=1, max_size=20))
+    def test_is_never_negative(self, pairs):
+        for dtype in (th.float32, DOUBLE):
+            log_prob, reference = th.tensor(pairs, dtype=dtype).unbind(dim=1)
+            found = k3(log_prob, reference)
+            # the smallest difference from 1 that a number near 1 can have, for the rounding of exp
+            assert (found >= -2 * th.finfo(dtype).eps).all()
+            assert (found[(log_prob - reference).abs() > 0.01] > 0).all()
+
+    @settings(deadline=None, derandomize=True, max_examples=50)
+    @given(st.floats(-5, 5), st.floats(-5, 5))
+    def test_slope(self, log_prob, reference):
+        leaf = tensor(log_prob).requires_grad_()
+        k3(leaf, tensor(reference)).sum().backward()
+        assert leaf.grad is not None
+        assert leaf.grad.item() == pytest.approx(1 - math.exp(reference - log_prob), rel=1e-9, abs=1e-9)
+
+    @pytest.mark.parametrize(
+        ("policy", "reference"),
+        [
+            (Categorical(tensor(0.5, 0.3, 0.2)), Categorical(tensor(0.2, 0.3, 0.5))),
+            (Normal(tensor(0.3), tensor(1.0)), Normal(tensor(-0.2), tensor(0.8))),
+            # two actions at once
+            (
+                Independent(Normal(tensor(0, 0.5), tensor(0.5, 1)), 1),
+                Independent(Normal(tensor(0.2, 0), tensor(0.6, 1)), 1),
+            ),
+        ],
+        ids=["Categorical", "Normal", "two of Normal"],
+    )
+    def test_is_unbiased_for_actions_of_the_policy(self, policy, reference):
+        n_samples, expected = 200_000, kl_divergence(policy, reference).item()
+        th.manual_seed(0)
+        actions, others = (each.sample((n_samples,)) for each in (policy, reference))
+        found, biased = (k3(policy.log_prob(each), reference.log_prob(each)).flatten() for each in (actions, others))
+        error = found.std().item() / math.sqrt(n_samples)
+        assert error < 0.02 * expected, "a large error would say nothing"
+        assert abs(found.mean().item() - expected) < 4 * error
+        # control: the actions must be those of the policy
+        assert abs(biased.mean().item() - expected) > 8 * error
+
+
+class TestTrajectoryLogRatio:
+    @settings(deadline=None, derandomize=True, max_examples=50)
+    @given(st.lists(st.tuples(st.floats(-2, 2), st.integers(0, 4)), min_size=1, max_size=30))
+    def test_is_the_mean_of_each_trajectory_in_any_order(self, steps):
+        log_ratio, numbers = tensor(*(ratio for ratio, _ in steps)), th.tensor([number for _, number in steps])
+        found = trajectory_log_ratio(log_ratio, numbers).tolist()
+        for value, (_, number) in zip(found, steps, strict=True):
+            own = [ratio for ratio, other in steps if other == number]
+            assert value == pytest.approx(sum(own) / len(own), abs=1e-12)
+
+    def test_is_the_root_of_the_ratio_of_whole_trajectories(self):
+        """``(pi_theta(y) / pi_old(y)) ** (1 / |y|)``."""
+        new, old = array(0.5, 0.2, 0.9, 0.3, 0.4), array(0.4, 0.3, 0.6, 0.3, 0.1)
+        numbers = th.tensor([1, 0, 1, 1, 0])
+        ratios = trajectory_log_ratio(th.as_tensor(np.log(new / old)), numbers).exp().tolist()
+        of_three = (0.5 * 0.9 * 0.3 / (0.4 * 0.6 * 0.3)) ** (1 / 3)
+        of_two = (0.2 * 0.4 / (0.3 * 0.1)) ** (1 / 2)
+        assert ratios == pytest.approx([of_three, of_two, of_three, of_three, of_two])
+
+    def test_of_one_step_is_that_of_the_step(self):
+        log_ratio = tensor(0.3, -2, 5)
+        assert trajectory_log_ratio(log_ratio, th.tensor([2, 0, 1])).equal(log_ratio)
+
+    def test_gradient_reaches_all_steps_of_the_trajectory(self):
+        log_ratio = tensor(0.1, 0.2, 0.3, 0.4).requires_grad_()
+        trajectory_log_ratio(log_ratio, th.tensor([0, 0, 1, 0]))[0].backward()
+        assert log_ratio.grad is not None
+        assert log_ratio.grad.tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])

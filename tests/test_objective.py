@@ -1,5 +1,6 @@
 """The objective: PPO's loss in NumPy, and what weights do to its gradient."""
 
+import copy
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny_policies import make_scrambled_policy
 
 from sb3_grpo import MlpPolicy
 from sb3_grpo.buffers import Rollout
+from sb3_grpo.estimators.relative import shares_of_loss
 from sb3_grpo.objective import LossTerms, PPOObjective
 
 N_CELLS = 4
@@ -254,3 +256,203 @@ class TestWithoutCritic:
         other = batch._replace(returns=batch.returns * th.inf, old_values=batch.old_values * th.nan)
         assert objective(policy, other, CLIP_RANGE, 0.1).loss == objective(policy, batch, CLIP_RANGE, 0.1).loss
         assert not objective(make_policy(), other, CLIP_RANGE, 0.1).loss.isfinite()
+
+
+LENGTHS = np.array([7, 1, 12, 4, 16])  # of the trajectories of a batch
+LARGEST = 20
+# what a trajectory contributes to the loss, of its steps' losses
+AGGREGATIONS: dict[str, Any] = {
+    "trajectory": lambda losses: sum(losses) / len(losses) / len(LENGTHS),
+    "step": lambda losses: sum(losses) / sum(LENGTHS),
+    "constant": lambda losses: sum(losses) / LARGEST / len(LENGTHS),
+}
+
+
+def aggregated(losses: list[float], aggregation: str) -> float:
+    """Mean of losses of steps, trajectory by trajectory."""
+    total, begin = 0.0, 0
+    for length in LENGTHS.tolist():
+        total += AGGREGATIONS[aggregation](losses[begin : begin + length])
+        begin += length
+    return total
+
+
+def critic_free_batch(policy: MlpPolicy, **kwargs: Any) -> Rollout:
+    """Steps of whole trajectories, one after the other, with a reference policy."""
+    batch = make_batch(policy, int(LENGTHS.sum()), **kwargs)
+    log_prob = evaluate(policy, batch.observations, batch.actions)[1]
+    noise = th.randn(len(log_prob), generator=th.Generator().manual_seed(1))
+    return batch._replace(reference_log_prob=log_prob + 0.5 * noise)
+
+
+def shares_of(aggregation: str) -> th.Tensor | None:
+    shares = shares_of_loss(LENGTHS, aggregation, LARGEST)
+    return None if shares is None else th.as_tensor(shares).float()
+
+
+class TestAggregation:
+    """Shares of steps in the loss, and the KL divergence from a reference policy, by plain loops."""
+
+    @pytest.mark.parametrize("aggregation", list(AGGREGATIONS))
+    @pytest.mark.parametrize("name", list(SPACES))
+    def test_of_all_terms(self, name, aggregation):
+        policy = make_policy(name, use_critic=False)
+        batch = critic_free_batch(policy)._replace(shares=shares_of(aggregation))
+        assert (batch.shares is None) == (aggregation == "step")
+        terms = PPOObjective(0.1, 0.0, False, kl_coef=0.3)(policy, batch, CLIP_RANGE, None)
+        _, log_prob, entropy = evaluate(policy, batch.observations, batch.actions)
+        assert entropy is not None
+        assert batch.reference_log_prob is not None
+        surrogates, divergences = [], []
+        for step, log_p in enumerate(log_prob.tolist()):
+            ratio, advantage = math.exp(log_p - batch.old_log_prob[step].item()), batch.advantages[step].item()
+            clipped = min(max(ratio, 0.8), 1.2)
+            surrogates.append(-batch.weights[step].item() * min(ratio * advantage, clipped * advantage))
+            difference = batch.reference_log_prob[step].item() - log_p
+            divergences.append(math.exp(difference) - difference - 1)
+        expected = dict(
+            policy_gradient_loss=aggregated(surrogates, aggregation),
+            entropy_loss=-aggregated(entropy.tolist(), aggregation),
+            reference_kl=aggregated(divergences, aggregation),
+        )
+        found = {term: getattr(terms, term).item() for term in expected}
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        loss = expected["policy_gradient_loss"] + 0.1 * expected["entropy_loss"] + 0.3 * expected["reference_kl"]
+        assert terms.loss.item() == pytest.approx(loss, rel=1e-4, abs=1e-5)
+        assert terms.reference_kl > 0
+
+    def test_differ_on_this_batch(self):
+        """Control: otherwise the test above could not tell one from another."""
+        policy = make_policy(use_critic=False)
+        batch = critic_free_batch(policy)
+        losses = set()
+        for aggregation in AGGREGATIONS:
+            shared = batch._replace(shares=shares_of(aggregation))
+            losses.add(round(PPOObjective(0.0, 0.0, False)(policy, shared, CLIP_RANGE, None).loss.item(), 3))
+        assert len(losses) == 3
+
+    def test_clip_range_above_is_that_of_the_objective(self):
+        policy = make_policy(use_critic=False)
+        batch = critic_free_batch(policy)._replace(reference_log_prob=None)
+        ratio = (evaluate(policy, batch.observations, batch.actions)[1] - batch.old_log_prob).exp()
+        clipped = ratio.clamp(0.8, 1.4)
+        advantages = batch.advantages * batch.weights
+        expected = -th.min(ratio * advantages, clipped * advantages).mean()
+        wide, same = (PPOObjective(0.0, 0.0, False, high)(policy, batch, CLIP_RANGE, None).loss for high in (0.4, None))
+        th.testing.assert_close(wide.detach(), expected)
+        assert wide != same
+
+
+class TestReferenceKl:
+    @pytest.mark.parametrize("name", list(SPACES))
+    def test_gradient_is_that_of_the_estimator(self, name):
+        """``(1 - q / p) grad log p``, of each step."""
+        policy = make_policy(name, use_critic=False)
+        batch = critic_free_batch(policy)._replace(advantages=th.zeros(40), shares=shares_of("trajectory"))
+        found = gradient(PPOObjective(0.0, 0.0, False, kl_coef=0.3)(policy, batch, CLIP_RANGE, None), policy)
+        actions = batch.actions.long().flatten() if name == "discrete" else batch.actions
+        log_prob = policy.evaluate_actions(batch.observations, actions)[1]
+        assert batch.reference_log_prob is not None
+        assert batch.shares is not None
+        slope = 1 - (batch.reference_log_prob - log_prob.detach()).exp()
+        loss = 0.3 * (batch.shares * slope * log_prob).mean()
+        for parameter, value in gradient(LossTerms(loss, loss, loss, loss, log_prob, loss), policy).items():
+            th.testing.assert_close(found[parameter], value, msg=parameter, rtol=1e-4, atol=1e-6)
+        assert any(value.any() for value in found.values())
+
+    def test_value_and_gradient_in_a_large_batch(self):
+        """The value is that of KL(policy || reference); with fixed actions the slope is that of KL(reference || policy)."""
+        policy, n = make_policy(use_critic=False), 100_000
+        reference = copy.deepcopy(policy)
+        th.manual_seed(0)
+        for parameter in reference.parameters():
+            parameter.data += 0.2 * th.randn_like(parameter)
+        batch = make_batch(policy, n, moved=False)
+        with th.no_grad():
+            actions = policy.get_distribution(batch.observations).sample()
+            q: Any = reference.get_distribution(batch.observations).distribution
+        zeros, log_q = th.zeros(n), q.log_prob(actions)
+        batch = batch._replace(actions=actions.float().unsqueeze(1), advantages=zeros, reference_log_prob=log_q)
+        terms = PPOObjective(0.0, 0.0, False, kl_coef=1.0)(policy, batch, CLIP_RANGE, None)
+        found = th.cat([value.flatten() for value in gradient(terms, policy).values()])
+        divergences, errors = [], []
+        for is_forward in (True, False):
+            p: Any = policy.get_distribution(batch.observations).distribution
+            loss = th.distributions.kl_divergence(*((p, q) if is_forward else (q, p))).mean()
+            divergences.append(loss.item())
+            expected = gradient(LossTerms(loss, loss, loss, loss, zeros, loss), policy)
+            value = th.cat([each.flatten() for each in expected.values()])
+            errors.append(((found - value).norm() / value.norm()).item())
+        assert terms.reference_kl.item() == pytest.approx(divergences[0], rel=0.02)
+        assert terms.reference_kl.item() != pytest.approx(divergences[1], rel=0.05)
+        assert errors[1] < 0.03
+        assert errors[0] > 0.1
+
+    def test_is_zero_and_moves_nothing_at_the_reference(self):
+        policy = make_policy(use_critic=False)
+        batch = make_batch(policy)
+        log_prob = evaluate(policy, batch.observations, batch.actions)[1]
+        here = batch._replace(reference_log_prob=log_prob, advantages=th.zeros(40))
+        terms = PPOObjective(0.0, 0.0, False, kl_coef=5.0)(policy, here, CLIP_RANGE, None)
+        assert terms.reference_kl.item() == pytest.approx(0, abs=1e-6)
+        assert all(value.abs().max() < 1e-5 for value in gradient(terms, policy).values())
+
+    def test_is_a_logged_term_where_there_is_a_reference(self):
+        plain, with_reference = PPOObjective(0.0, 0.5, True), PPOObjective(0.0, 0.5, True, kl_coef=0.1)
+        assert plain.logged_terms(use_critic=True) == ["policy_gradient_loss", "value_loss", "entropy_loss"]
+        assert plain.logged_terms(use_critic=False) == ["policy_gradient_loss", "entropy_loss"]
+        assert with_reference.logged_terms(use_critic=False) == ["policy_gradient_loss", "entropy_loss", "reference_kl"]
+
+
+class TestRatiosOfTrajectories:
+    @pytest.mark.parametrize("name", list(SPACES))
+    def test_loss_and_gradient_are_those_of_gspo(self, name):
+        """``-1/G sum_i min(s_i A_i, clip(s_i) A_i)`` with ``s_i = (pi(y_i) / pi_old(y_i)) ** (1 / |y_i|)``."""
+        policy = make_policy(name, use_critic=False)
+        numbers = th.as_tensor(np.repeat(np.arange(len(LENGTHS)), LENGTHS))
+        outcomes = th.tensor([1.5, -1.0, -0.4, 2.0, 0.7])
+        batch = make_batch(policy, 40)
+        # the steps of a trajectory must agree, or no trajectory's mean would be clipped
+        shift = th.tensor([0.6, -0.5, 0.5, 0.05, -0.6])[numbers]
+        old_log_prob = evaluate(policy, batch.observations, batch.actions)[1] - shift + 0.1 * batch.advantages
+        batch = batch._replace(old_log_prob=old_log_prob, advantages=outcomes[numbers], weights=th.ones(40))
+        batch = batch._replace(shares=shares_of("trajectory"), trajectories=numbers)
+        terms = PPOObjective(0.0, 0.0, False)(policy, batch, CLIP_RANGE, None)
+
+        actions = batch.actions.long().flatten() if name == "discrete" else batch.actions
+        log_prob = policy.evaluate_actions(batch.observations, actions)[1]
+        parts = []
+        for number, outcome in enumerate(outcomes):
+            own = numbers == number
+            ratio = (log_prob[own].sum().exp() / old_log_prob[own].sum().exp()) ** (1 / int(own.sum()))
+            parts.append(th.min(ratio * outcome, ratio.clamp(0.8, 1.2) * outcome))
+        loss = -sum(parts, th.zeros(())) / len(parts)
+        th.testing.assert_close(terms.loss, loss, rtol=1e-4, atol=1e-5)
+        found = gradient(terms, policy)
+        for parameter, value in gradient(LossTerms(loss, loss, loss, loss, log_prob, loss), policy).items():
+            th.testing.assert_close(found[parameter], value, msg=parameter, rtol=1e-3, atol=1e-5)
+        # control: ratios of steps are others
+        steps = PPOObjective(0.0, 0.0, False)(policy, batch._replace(trajectories=None), CLIP_RANGE, None)
+        assert abs(steps.loss.item() - loss.item()) > 1e-3
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.02])
+def test_without_further_entries_the_loss_is_ppos_to_the_last_bit(ent_coef):
+    policy = make_policy()
+    batch = make_batch(policy)._replace(weights=th.ones(40))
+    values, log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions.long().flatten())
+    assert entropy is not None
+    centred = batch.advantages - batch.advantages.mean()
+    advantages = centred / (batch.advantages.std() + 1e-8)
+    ratio = (log_prob - batch.old_log_prob).exp()
+    policy_loss = -th.min(advantages * ratio, advantages * ratio.clamp(0.8, 1.2)).mean()
+    value_loss = (batch.returns - values.flatten()).square().mean()
+    expected = policy_loss + ent_coef * -entropy.mean() + 0.5 * value_loss
+    # a coefficient alone adds nothing
+    for kl_coef in (0.0, 0.3):
+        terms = PPOObjective(ent_coef, 0.5, True, kl_coef=kl_coef)(policy, batch, CLIP_RANGE, None)
+        assert terms.policy_gradient_loss.equal(policy_loss)
+        assert terms.loss.equal(expected)
+        assert terms.reference_kl == 0
+    shares = PPOObjective(ent_coef, 0.5, True)(policy, batch._replace(shares=2 * th.rand(40)), CLIP_RANGE, None)
+    assert not shares.loss.equal(expected)
