@@ -324,16 +324,23 @@ class GRPO(ModelFiles):
         experience = self._estimate_advantages(cells)
         for tag, figure in experience.figures.items():
             self.logger.record(tag, figure)
-        if not len(experience.parts):
-            # no sampling group is complete yet
-            return
-        rollout, divisors = self._normalize_advantages(experience, cell_to_group)
-        scores, weights = self._weigh_groups(experience.outcome, cell_to_group, divisors)
-        step_weights = weights.at(scores.groups, cell_to_group[experience.outcome.cells])
-        rollout = rollout._replace(weights=th.as_tensor(step_weights, device=self.device))
-        if self.reference is not None:
-            rollout = rollout._replace(reference_log_prob=self.reference.log_prob(rollout))
-        self._observe(experience)
+        # without a critic there may be nothing that is complete
+        if len(experience.parts):
+            rollout, divisors = self._normalize_advantages(experience, cell_to_group)
+            scores, weights = self._weigh_groups(experience.outcome, cell_to_group, divisors)
+            step_weights = weights.at(scores.groups, cell_to_group[experience.outcome.cells])
+            rollout = rollout._replace(weights=th.as_tensor(step_weights, device=self.device))
+            if self.reference is not None:
+                rollout = rollout._replace(reference_log_prob=self.reference.log_prob(rollout))
+            self._observe(experience)
+            self._update_policy(rollout, clip_range, clip_range_vf)
+            log_groups(self.logger, len(self.policy.grouping.active), scores, weights)
+        if self.reference is not None and self.ref_update_freq is not None and self.n_rollouts % self.ref_update_freq == 0:
+            with interrupts_delayed():
+                self.reference.follow(self.policy, self.ref_tau)
+
+    def _update_policy(self, rollout: Rollout, clip_range: float, clip_range_vf: float | None) -> None:
+        """Use the rollout for some epochs, and log what became of it."""
         with self._make_update() as update:
             epochs = EpochLoop(update, self.policy, self.n_epochs, self.batch_size, self.verbose)
             epochs.run(rollout, clip_range, clip_range_vf)
@@ -348,10 +355,6 @@ class GRPO(ModelFiles):
         self.logger.record("train/clip_range", clip_range)
         if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
-        log_groups(self.logger, len(self.policy.grouping.active), scores, weights)
-        if self.reference is not None and self.ref_update_freq is not None and self.n_rollouts % self.ref_update_freq == 0:
-            with interrupts_delayed():
-                self.reference.follow(self.policy, self.ref_tau)
 
     def _read_schedules(self) -> tuple[float, float | None]:
         """Set the learning rate, and return both clip ranges."""
