@@ -263,6 +263,9 @@ class GRPO(ModelFiles):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         check_episodes(self.env, self._estimator, self.n_steps)
+        if not self._estimator.uses_critic and not self.rollout_buffer.full:
+            # the last rollout was stopped, or another model played it: the running episodes have steps that were not recorded
+            self._last_obs = None
         if reset_num_timesteps or self._last_obs is None:
             # the environments are about to be reset
             self._estimator.begin(self.n_envs, self._next_episode)
@@ -376,9 +379,9 @@ class GRPO(ModelFiles):
         return experience
 
     def _tell_next_episode(self) -> None:
-        """Have the environments go on with the same number."""
-        if self._estimator.needs_shared_start:
-            assert self.env is not None
+        """Have environments that number their episodes go on with the same number."""
+        assert self.env is not None
+        if not self._estimator.uses_critic and self.env.has_attr("skip_to"):
             self.env.env_method("skip_to", self._next_episode)
 
     def _normalize_advantages(self, experience: Experience, cell_to_group: np.ndarray) -> tuple[Rollout, np.ndarray | None]:
