@@ -98,15 +98,14 @@ def plain_comparison(sets: list[list[float]], scale: str) -> list[list[float]]:
     :param scale: what differences are divided by: the sample deviation of the set ("group"), the root mean square of all
         differences in sets that are not all alike ("batch"), nothing ("none")
     """
+    differences = [[value - sum(values) / len(values) for value in values] for values in sets]
     varied = [max(values) - min(values) > 1e-6 for values in sets]
-    all_squares = [(value - np.mean(own)) ** 2 for own, differs in zip(sets, varied, strict=True) if differs for value in own]
+    squares = [each**2 for own, differs in zip(differences, varied, strict=True) if differs for each in own]
     compared = []
-    for values, differs in zip(sets, varied, strict=True):
-        divisor = {
-            "group": th.tensor(values, dtype=th.float64).std() if differs else 1,
-            "batch": np.mean(all_squares or [1]) ** 0.5,
-        }
-        compared.append([float((v - np.mean(values)) / divisor.get(scale, 1.0)) if differs else 0.0 for v in values])
+    for own, differs in zip(differences, varied, strict=True):
+        divisor = {"group": float(th.tensor(own, dtype=th.float64).std(correction=int(len(own) > 1))), "none": 1.0}
+        divisor["batch"] = (sum(squares) / max(1, len(squares))) ** 0.5
+        compared.append([each / divisor[scale] if differs else 0.0 for each in own])
     return compared
 
 

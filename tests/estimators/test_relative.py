@@ -38,14 +38,15 @@ def split(values, lengths):
 def relative_by_loops(values, member, n_groups, scale):
     """Advantages and divisors with torch's standard deviation, one group at a time."""
     groups = [th.tensor(values[member == group], dtype=th.float64) for group in range(n_groups)]
-    varied = [len(own) > 1 and bool((own != own[0]).any()) for own in groups]
-    squares = np.concatenate([(own - own.mean()) ** 2 for own, differs in zip(groups, varied, strict=True) if differs] or [[]])
+    varied = [own for own in groups if len(own) > 1 and bool((own != own[0]).any())]
+    squares = [float(value - own.mean()) ** 2 for own in varied for value in own]
     advantages, divisors = [], []
-    for value, group in zip(values, member, strict=True):
-        own = groups[group]
-        divisor = {"group": lambda own=own: float(own.std()), "batch": lambda: np.sqrt(np.mean(squares)), "none": lambda: 1.0}
-        divisors.append(divisor[scale]() if varied[group] else 0.0)
-        advantages.append((value - float(own.mean())) / divisors[-1] if varied[group] else 0.0)
+    for value, group in zip(values.tolist(), member.tolist(), strict=True):
+        own, divisor = groups[group], 0.0
+        if any(own is each for each in varied):
+            divisor = {"group": float(own.std()), "batch": float(np.mean(squares)) ** 0.5, "none": 1.0}[scale]
+        divisors.append(divisor)
+        advantages.append((value - float(own.mean())) / divisor if divisor else 0.0)
     return advantages, divisors
 
 
@@ -79,8 +80,9 @@ class TestRelativeValues:
     @settings(max_examples=60, deadline=None)
     @given(grouped(), st.sampled_from(SCALES))
     def test_equal_plain_loops(self, drawn, scale):
-        found = relative_values(*drawn, scale)
-        advantages, divisors = relative_by_loops(*drawn, scale)
+        values, member, n_groups = drawn
+        found = relative_values(values, member, n_groups, scale)
+        advantages, divisors = relative_by_loops(values, member, n_groups, scale)
         np.testing.assert_allclose(found.values, advantages, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(found.divisors, divisors, rtol=1e-9, atol=1e-9)
 
@@ -88,7 +90,7 @@ class TestRelativeValues:
     @given(grouped(), st.sampled_from(SCALES))
     def test_sum_to_zero_in_each_group(self, drawn, scale):
         values, member, n_groups = drawn
-        sums = np.bincount(member, relative_values(*drawn, scale).values, minlength=n_groups)
+        sums = np.bincount(member, relative_values(values, member, n_groups, scale).values, minlength=n_groups)
         np.testing.assert_allclose(sums, 0, atol=1e-9 * max(1.0, np.abs(values).sum()))
 
     @settings(max_examples=40, deadline=None)
@@ -98,7 +100,8 @@ class TestRelativeValues:
         shifts = np.array(data.draw(st.lists(EIGHTHS, min_size=n_groups, max_size=n_groups)))
         factors = np.array(data.draw(st.lists(st.sampled_from([0.25, 1.0, 8.0]), min_size=n_groups, max_size=n_groups)))
         changed = relative_values(values * factors[member] + shifts[member], member, n_groups, "group")
-        np.testing.assert_allclose(changed.values, relative_values(*drawn, "group").values, atol=1e-8)
+        before = relative_values(values, member, n_groups, "group")
+        np.testing.assert_allclose(changed.values, before.values, atol=1e-8)
 
     @pytest.mark.parametrize("scale", ["batch", "none"])
     def test_scaling_one_group_changes_the_others_advantages_or_its_own(self, scale):

@@ -27,7 +27,8 @@ def rows_of(rollout) -> list[tuple[float, ...]]:
 
 def handed_out(found) -> list[list[list[tuple[float, ...]]]]:
     """Rows of each trajectory of each sampling group."""
-    rows, groups = rows_of(found.steps.rollout), {}
+    groups: dict[int, list[list[tuple[float, ...]]]] = {}
+    rows = rows_of(found.steps.rollout)
     for trajectory, group in enumerate(found.group.tolist()):
         own = [row for row, member in zip(rows, found.member.tolist(), strict=True) if member == trajectory]
         groups.setdefault(group, []).append(own)
