@@ -212,6 +212,10 @@ class GRPO(ModelFiles):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = GroupDictRolloutBuffer if is_dict else GroupRolloutBuffer
         check_classes(self.policy_class, self.rollout_buffer_class)
+        self.built_estimator = (self.advantage_estimator, self.group_size, self.estimator_kwargs)
+        group_size = self.n_envs if self.group_size is None else self.group_size
+        self._estimator = ESTIMATORS[self.advantage_estimator](group_size, self.gamma, **(self.estimator_kwargs or {}))
+        check_episodes(self.env, self._estimator, self.n_steps)
         policy_kwargs, self.policy_kwargs = self.policy_kwargs, {**self.policy_kwargs, **self._make_group_kwargs()}
         try:
             super()._setup_model()
@@ -227,13 +231,9 @@ class GRPO(ModelFiles):
         if self.router == "random":
             # nothing is known of random regions: they may be merged at once
             grouping.age.fill_(self.regroup_rule.warmup)
-        self.built_estimator = (self.advantage_estimator, self.group_size, self.estimator_kwargs)
-        group_size = self.n_envs if self.group_size is None else self.group_size
-        self._estimator = ESTIMATORS[self.advantage_estimator](group_size, self.gamma, **(self.estimator_kwargs or {}))
         if not self._estimator.uses_critic:
             # without values the returns that the buffer computes are sums of rewards
             self.rollout_buffer.gae_lambda = 1.0
-        check_episodes(self.env, self._estimator, self.n_steps)
         self.score_history = ScoreHistory(grouping.router.n_cells).to(self.device)
         self.regrouper = Regrouper(self.policy).to(self.device) if self.max_groups > 1 else None
         self._recorder = RolloutRecorder()
