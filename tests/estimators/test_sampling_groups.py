@@ -154,6 +154,17 @@ class TestByHand:
         assert handed_out(found) == [[[(9, 9, 0), (9, 9, 1)]] * 2]
         assert n_unused == 0
 
+    def test_begin_forgets_the_members_that_wait(self):
+        groups = SamplingGroups(3, 1)
+        groups.begin(3, 0)
+        # environment 0 has ended number 1, in which environment 1 is
+        groups.add(*fill([steps(0, [1, 1, 1], cut=True), steps(1, [1, 2], cut=True), steps(2, [3], cut=True)]))
+        groups.begin(3, 0)
+        # now its number 1 has no other
+        found, n_unused = groups.add(*fill([steps(0, [1, 1, 1], cut=True), *(steps(env, [3], cut=True) for env in (1, 2))]))
+        assert handed_out(found) == []
+        assert n_unused == 1
+
     @pytest.mark.parametrize("max_rollouts", [1, 2])
     def test_too_long_episodes(self, max_rollouts):
         groups = SamplingGroups(2, max_rollouts)
