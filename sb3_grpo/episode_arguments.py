@@ -38,16 +38,7 @@ def check_estimator(values: Mapping[str, Any]) -> None:
         raise ValueError(
             f"`estimator_kwargs` must hold options of advantage_estimator={name!r}, which are {known}, got {unknown}"
         )
-    if estimator.uses_critic:
-        allowed: dict[str, Any] = {"group_size": None}
-    else:
-        allowed = {**CRITIC_DEFAULTS, "normalize_advantage": bool(values.get("normalize_advantage"))}
-    for argument, only in allowed.items():
-        if argument in values and values[argument] != only:
-            has = "a critic, so that no episodes are compared" if estimator.uses_critic else "no critic"
-            raise ValueError(
-                f"`{argument}` must be {only} with advantage_estimator={name!r}, which has {has}, got {values[argument]!r}"
-            )
+    check_critic_arguments(values, name)
     if issubclass(estimator, CriticFreeEstimator):
         for option in options.keys() & OPTION_RULES.keys():
             check(option, OPTION_RULES[option], options[option])
@@ -55,6 +46,28 @@ def check_estimator(values: Mapping[str, Any]) -> None:
         raise ValueError("`compile` must be False with ratio='trajectory', whose minibatches differ in size, got True")
     if values.get("ref_update_freq") is not None and values.get("kl_coef") == 0:
         raise ValueError(f"`ref_update_freq` must be None where `kl_coef` is 0, got {values['ref_update_freq']!r}")
+
+
+def check_critic_arguments(values: Mapping[str, Any], name: str) -> None:
+    """
+    Check the arguments that have an effect with a critic only, or without one only.
+
+    :param values: arguments of ``GRPO`` by name
+    :param name: of the estimator
+    :raises ValueError: if one of them has no effect, but is not left as it is by default
+    """
+    uses_critic = ESTIMATORS[name].uses_critic
+    has = "a critic, so that no episodes are compared" if uses_critic else "no critic"
+    for argument, default in ({"group_size": None} if uses_critic else CRITIC_DEFAULTS).items():
+        if argument in values and values[argument] != default:
+            raise ValueError(
+                f"`{argument}` must be {default} with advantage_estimator={name!r}, which has {has}, got {values[argument]!r}"
+            )
+    if not uses_critic and values.get("normalize_advantage") == "group":
+        raise ValueError(
+            f"`normalize_advantage` must be True or False, which have no effect, with advantage_estimator={name!r}, which has "
+            "no critic whose values could be scaled, got 'group'"
+        )
 
 
 def check_episodes(env: VecEnv | None, estimator: AdvantageEstimator, n_steps: int) -> None:
@@ -85,8 +98,8 @@ def check_episodes(env: VecEnv | None, estimator: AdvantageEstimator, n_steps: i
             raise ValueError(
                 f"`group_size` must be that of make_group_vec_env, got {size} for environments with starts {starts}"
             )
-    specs = env.get_attr("spec") if env.has_attr("spec") else []
-    longest = max((getattr(spec, "max_episode_steps", None) or 0 for spec in specs), default=0)
+    # of Gymnasium's TimeLimit: a spec can hold arguments that cannot be sent from a subprocess
+    longest = max(env.get_attr("_max_episode_steps")) if env.has_attr("_max_episode_steps") else 0
     if longest > n_steps * estimator.groups.max_rollouts:
         raise ValueError(
             f"`n_steps` must be at least {longest}, the length of the longest episode, with an estimator that has no critic: "

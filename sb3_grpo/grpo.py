@@ -213,6 +213,10 @@ class GRPO(ModelFiles):
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = GroupDictRolloutBuffer if is_dict else GroupRolloutBuffer
         check_classes(self.policy_class, self.rollout_buffer_class)
+        self.built_estimator = (self.advantage_estimator, self.group_size, self.estimator_kwargs)
+        group_size = self.n_envs if self.group_size is None else self.group_size
+        self._estimator = ESTIMATORS[self.advantage_estimator](group_size, self.gamma, **(self.estimator_kwargs or {}))
+        check_episodes(self.env, self._estimator, self.n_steps)
         policy_kwargs, self.policy_kwargs = self.policy_kwargs, {**self.policy_kwargs, **self._make_group_kwargs()}
         try:
             super()._setup_model()
@@ -228,13 +232,9 @@ class GRPO(ModelFiles):
         if self.router == "random":
             # nothing is known of random regions: they may be merged at once
             grouping.age.fill_(self.regroup_rule.warmup)
-        self.built_estimator = (self.advantage_estimator, self.group_size, self.estimator_kwargs)
-        group_size = self.n_envs if self.group_size is None else self.group_size
-        self._estimator = ESTIMATORS[self.advantage_estimator](group_size, self.gamma, **(self.estimator_kwargs or {}))
         if not self._estimator.uses_critic:
             # without values the returns that the buffer computes are sums of rewards
             self.rollout_buffer.gae_lambda = 1.0
-        check_episodes(self.env, self._estimator, self.n_steps)
         self.score_history = ScoreHistory(grouping.router.n_cells).to(self.device)
         self.regrouper = Regrouper(self.policy).to(self.device) if self.max_groups > 1 else None
         self._recorder = RolloutRecorder()
@@ -264,6 +264,9 @@ class GRPO(ModelFiles):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         check_episodes(self.env, self._estimator, self.n_steps)
+        if not self._estimator.uses_critic and not self.rollout_buffer.full:
+            # the last rollout was stopped, or another model played it: the running episodes have steps that were not recorded
+            self._last_obs = None
         if reset_num_timesteps or self._last_obs is None:
             # the environments are about to be reset
             self._estimator.begin(self.n_envs, self._next_episode)
@@ -380,9 +383,9 @@ class GRPO(ModelFiles):
         return experience
 
     def _tell_next_episode(self) -> None:
-        """Have the environments go on with the same number."""
-        if self._estimator.needs_shared_start:
-            assert self.env is not None
+        """Have environments that number their episodes go on with the same number."""
+        assert self.env is not None
+        if not self._estimator.uses_critic and self.env.has_attr("skip_to"):
             self.env.env_method("skip_to", self._next_episode)
 
     def _normalize_advantages(self, experience: Experience, cell_to_group: np.ndarray) -> tuple[Rollout, np.ndarray | None]:

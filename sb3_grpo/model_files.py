@@ -192,7 +192,7 @@ class ModelFiles(GroupArguments, PPO):
         :param device: as in the constructor
         :param custom_objects: objects to use instead of those in the file, by name
         :param print_system_info: print the versions of the packages of the saved model and of this process
-        :param force_reset: reset the environment before training goes on
+        :param force_reset: reset the environment before training goes on; without a critic it is reset in any case
         :param kwargs: arguments of the constructor that are to be changed, with the same checks
         :return: the model
         :raises ValueError: if the file is one of another algorithm or of an earlier version, or an argument that is to be

@@ -351,7 +351,7 @@ class TestTraining:
 
     def test_groups_that_change_in_training(self):
         model = make_model(kl_coef=0.1, ref_update_freq=2, merge_kl=None, split_kl=None)
-        model.learn(32)
+        model.learn(64)
         assert model.reference is not None
         for event in EVENTS:
             model.policy.regroup(event)

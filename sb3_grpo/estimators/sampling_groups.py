@@ -72,7 +72,7 @@ class SamplingGroups:
         # a time limit ended it, where it has ended
         self._groups: dict[int, tuple[int, int]] = {}
         self._truncated: dict[int, bool] = {}
-        self._running = np.empty(0, dtype=int)  # trajectory of each environment, -1: its beginning was not seen
+        self._running = np.empty(0, dtype=int)  # trajectory of each environment
         self._time = np.empty(0, dtype=int)  # steps of it so far
 
     def begin(self, n_envs: int, next_episode: int) -> None:
@@ -108,7 +108,7 @@ class SamplingGroups:
         if self._kept is not None:
             steps = self._kept.followed_by(steps)
         self._check_lengths(buffer.buffer_size)
-        running = {self._groups[trajectory] for trajectory in self._running.tolist() if trajectory >= 0}
+        running = {self._groups[trajectory] for trajectory in self._running.tolist()}
         complete = [number for number in self._truncated if self._groups[number] not in running]
         sizes: dict[tuple[int, int], int] = {}
         for number in complete:
@@ -117,11 +117,11 @@ class SamplingGroups:
         is_used, is_complete = np.isin(steps.trajectory, used), np.isin(steps.trajectory, complete)
         order = np.lexsort((steps.time, steps.trajectory))
         trajectories = self._describe(steps.at(order[is_used[order]]))
-        kept = np.flatnonzero(~is_complete & (steps.trajectory >= 0))
+        kept = np.flatnonzero(~is_complete)
         self._kept = steps.at(kept) if len(kept) else None
         for number in complete:
             del self._groups[number], self._truncated[number]
-        return trajectories, int((is_complete & ~is_used).sum() + (steps.trajectory < 0).sum())
+        return trajectories, int((is_complete & ~is_used).sum())
 
     def _number(self, buffer: GroupBufferMixin, outcome: Outcome, ended: np.ndarray) -> Steps:
         """Find trajectory and time of each step of a rollout, and number the episodes that begin in it."""
@@ -141,8 +141,7 @@ class SamplingGroups:
                 time[env, begin:start] = self._time[env] + np.arange(start - begin)
                 self._time[env] += start - begin
                 if start < n_steps or ended[env]:
-                    if number >= 0:
-                        self._truncated[number] = bool(truncated[env, start - 1])
+                    self._truncated[number] = bool(truncated[env, start - 1])
                     number, episode, begin = self._new_trajectory(env, episode), episode + 1, start
             self._running[env], self._time[env] = number, 0 if ended[env] else self._time[env]
             largest = max(largest, episode)
