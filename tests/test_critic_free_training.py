@@ -381,7 +381,7 @@ class TestFiles:
         assert model.num_timesteps == loaded.num_timesteps == 6 * 20 * N_ENVS
 
     def test_without_a_coefficient_the_reference_is_dropped(self, tmp_path):
-        model = self.make().learn(20 * N_ENVS)
+        model = self.make().learn(2 * 20 * N_ENVS)
         model.save(tmp_path / "model")
         loaded = GRPO.load(tmp_path / "model", kl_coef=0.0, ref_update_freq=None)
         assert loaded.reference is None

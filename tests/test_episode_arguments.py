@@ -317,9 +317,30 @@ class TestBuiltModels:
         )
         model = GRPO.load(tmp_path / "model", groups(3, 2, partial(limited, 2 * N_STEPS)), **given)
         assert (model.advantage_estimator, model.group_size) == ("process", 3)
-        with pytest.warns(UserWarning, match="all alike"):
-            model.learn(2 * 6 * N_STEPS)
+        model.learn(2 * 6 * N_STEPS)
         # without environments it predicts
         obs = groups(2, 2).reset()
         assert isinstance(obs, np.ndarray)
         assert GRPO.load(tmp_path / "model").predict(obs)[0].shape == (4,)
+
+
+class TestReferenceUpdates:
+    def make(self) -> GRPO:
+        return GRPO(
+            "MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, n_epochs=1, kl_coef=0.1, ref_update_freq=3, device="cpu"
+        )
+
+    def test_beyond_the_training_are_refused(self):
+        model = self.make()
+        with pytest.raises(ValueError, match=r"`ref_update_freq` must be at most 2, the rollouts of the training, got 3"):
+            model.learn(16)
+        assert model.num_timesteps == 0
+
+    def test_within_the_training_are_not(self):
+        # 17 steps need a third rollout
+        assert self.make().learn(17).n_rollouts == 3
+
+    def test_of_a_training_that_goes_on(self):
+        model = self.make().learn(24)
+        assert model.learn(8, reset_num_timesteps=False).n_rollouts == 4
+        assert model.learn(0).num_timesteps == 0
