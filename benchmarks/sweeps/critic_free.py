@@ -67,10 +67,10 @@ METHODS: dict[str, Method] = {
     "batch mean": Method("batch_mean"),
     "outcome, divided by batch": Method("outcome", dict(scale="batch")),
     "outcome, not divided": Method("outcome", dict(scale="none")),
-    "outcome, mean over steps": Method("outcome", dict(aggregation="step")),
+    "outcome, mean over trajectories": Method("outcome", dict(aggregation="trajectory")),
     "outcome, ratios of trajectories": Method("outcome", dict(ratio="trajectory")),
     "time-step, divided by batch": Method("time_step", dict(scale="batch")),
-    "time-step, mean over steps": Method("time_step", dict(aggregation="step")),
+    "time-step, mean over trajectories": Method("time_step", dict(aggregation="trajectory")),
 }
 
 

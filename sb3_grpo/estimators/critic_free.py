@@ -29,7 +29,7 @@ class CriticFreeEstimator(AdvantageEstimator):
     :param gamma: discount factor of all returns
     :param scale: what differences from the group's mean are divided by: ``"group"``, its standard deviation; ``"batch"``,
         that of all groups; ``"none"``, nothing. See :func:`~sb3_grpo.estimators.relative.relative_values`
-    :param aggregation: mean of the loss over ``"trajectory"``, ``"step"`` or ``"constant"``, see
+    :param aggregation: mean of the loss over ``"step"``, ``"trajectory"`` or ``"constant"``, see
         :func:`~sb3_grpo.estimators.relative.shares_of_loss`
     :param ratio: what probability ratios are of: ``"step"``; ``"trajectory"``: the geometric mean over its steps (GSPO,
         https://arxiv.org/abs/2507.18071), for which minibatches consist of whole trajectories
@@ -47,7 +47,7 @@ class CriticFreeEstimator(AdvantageEstimator):
         group_size: int,
         gamma: float,
         scale: Literal["group", "batch", "none"] = "group",
-        aggregation: Literal["trajectory", "step", "constant"] = "trajectory",
+        aggregation: Literal["step", "trajectory", "constant"] = "step",
         ratio: Literal["step", "trajectory"] = "step",
         alike: Literal["keep", "skip"] = "keep",
         truncated: Literal["keep", "mask"] = "keep",

@@ -79,8 +79,8 @@ def shares_of_loss(lengths: np.ndarray, aggregation: str, largest: int) -> np.nd
     Compute the factor on each step's loss that makes the mean over the steps another one.
 
     :param lengths: steps of each trajectory, shape ``(n,)``, sum ``B``
-    :param aggregation: ``"trajectory"``: mean over the trajectories of the mean over their steps
-        (https://arxiv.org/abs/2402.03300); ``"step"``: mean over all steps (DAPO, https://arxiv.org/abs/2503.14476);
+    :param aggregation: ``"step"``: mean over all steps (DAPO, https://arxiv.org/abs/2503.14476); ``"trajectory"``: mean over
+        the trajectories of the mean over their steps (https://arxiv.org/abs/2402.03300);
         ``"constant"``: mean over the trajectories of the sum over their steps, divided by ``largest`` (Dr. GRPO)
     :param largest: number of steps that a trajectory can have
     :return: of trajectories one after the other, shape ``(B,)``; ``None``: all are 1

@@ -179,7 +179,8 @@ class TestOptions:
     def test_truncated(self, ratio):
         # returns 1, 3 (two steps, ended by a time limit), 8: mean 4, sample variance (9 + 1 + 16) / 2 = 13
         rollout = played(0, [1], [0], cut=True), played(1, [2, 2], truncated=(0,)), played(2, [8], [5], cut=True)
-        kept, masked = (estimate(make("outcome", 3, truncated=how, ratio=ratio), *rollout) for how in ("keep", "mask"))
+        options = dict(ratio=ratio, aggregation="trajectory")
+        kept, masked = (estimate(make("outcome", 3, truncated=how, **options), *rollout) for how in ("keep", "mask"))
         assert rows_of(kept) == [(0, 0, 0), (1, 0, 0), (1, 0, 1), (2, 0, 0)]
         np.testing.assert_allclose(kept.rollout.advantages, np.array([-3, -1, -1, 4]) / 13**0.5, rtol=1e-6)
         assert rows_of(masked) == [(0, 0, 0), (2, 0, 0)]
