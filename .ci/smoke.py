@@ -19,7 +19,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_grpo import GRPO, GroupEvalCallback, RayVecEnv, adapt_vector_env, evaluate_groups, plot_regrouping
+from sb3_grpo import GRPO, GroupEvalCallback, RayVecEnv, adapt_vector_env, evaluate_groups, make_group_vec_env, plot_regrouping
 
 TASKS = "sb3_grpo/TaskCartPole-v0"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -56,7 +56,14 @@ def run(*command: str, folder: Path, status: int = 0) -> str:
 
 def core(folder: Path) -> None:
     """Train, evaluate, save, load."""
-    for model in (make_model(), GRPO("MlpPolicy", "CartPole-v1", n_steps=256, seed=0, device="cpu")):
+    critic_free = {"advantage_estimator": "outcome", "kl_coef": 0.01}
+    alike = make_group_vec_env("CartPole-v1", group_size=4, seed=0)
+    models = (
+        make_model(),
+        GRPO("MlpPolicy", "CartPole-v1", n_steps=256, seed=0, device="cpu"),
+        GRPO("MlpPolicy", alike, n_steps=512, seed=0, device="cpu", **critic_free),
+    )
+    for model in models:
         before = {name: value.clone() for name, value in model.policy.named_parameters()}
         model.learn(1024)
         assert any(not th.equal(value, before[name]) for name, value in model.policy.named_parameters())

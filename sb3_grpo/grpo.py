@@ -430,10 +430,8 @@ class GRPO(ModelFiles):
         self.regrouper.observe(self.policy, experience.rollout, latent, credit, cells, folds, by_cell)
 
     def _make_objective(self) -> PPOObjective:
-        uses_critic = self._estimator.uses_critic
-        vf_coef = self.vf_coef if uses_critic else 0.0
-        is_normalized = self.normalize_advantage is True and uses_critic
-        return PPOObjective(self.ent_coef, vf_coef, is_normalized, self.clip_range_high, self.kl_coef)
+        is_normalized = self.normalize_advantage is True and self._estimator.uses_critic
+        return PPOObjective(self.ent_coef, self.vf_coef, is_normalized, self.clip_range_high, self.kl_coef)
 
     def _make_update(self) -> Update:
         objective = self._make_objective()

@@ -19,7 +19,7 @@ NOT_RUN = {
     "minigrid_mt3": 4,
     "minigrid_sparse": 40,
     "regrouping_long": 10,
-    "eight_tasks_fixed": 140,
+    "eight_tasks_fixed": 80,
 }
 
 
@@ -29,7 +29,7 @@ RUNS: dict[str, list[Run]] = {
     **{f"regrouping_{part}": make(seeds) for part, (_, make, seeds) in regrouping.PARTS.items()},
     **{f"head_to_head_{part}": make(None) for part, (_, make) in head_to_head.PARTS.items()},
     **{f"minigrid_{suite}": minigrid_tasks.make_runs(suite, seeds) for suite, seeds in minigrid_tasks.SEEDS.items()},
-    "eight_tasks_fixed": eight_tasks.make_runs("fixed", eight_tasks.SEEDS),
+    **{f"eight_tasks_{part}": eight_tasks.make_runs(part, eight_tasks.SEEDS) for part in ("fixed", "fixed_large", "scales")},
     "defaults_plain": defaults.make_runs(defaults.SEEDS),
     "demo": demo.make_runs([1, 2, 3, 4, 5], demo.TOTAL_TIMESTEPS),
     **{f"robustness_{part}": [run for code in CODES for run in make(code)] for part, (_, make) in PARTS.items()},
