@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_grpo.arguments import RULES, check_targets, targets_of
 from sb3_grpo.balancing import BALANCERS
+from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.evaluation import env_has
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.recording import Outcome, RolloutRecorder
@@ -117,6 +118,21 @@ def restore_probabilities(env: VecEnv) -> None:
             env.env_method("set_task_probabilities", probabilities, indices=index)
 
 
+def check_starts(model: OnPolicyAlgorithm) -> None:
+    """
+    Refuse to change the odds of tasks where episodes must begin alike: members that begin later would have other odds.
+
+    :param model: what is trained
+    :raises ValueError: if its advantages are those of episodes that begin alike
+    """
+    name = getattr(model, "advantage_estimator", "gae")
+    if name in ESTIMATORS and ESTIMATORS[name].needs_shared_start:
+        raise ValueError(
+            f"TaskSamplingCallback changes how episodes begin, and advantage_estimator={name!r} compares episodes that begin "
+            "alike; 'time_step' and 'gae' work with it"
+        )
+
+
 class TaskSamplingCallback(RolloutRecorder):
     """
     Draw tasks with a low score more often: set the environments' task probabilities after every rollout.
@@ -184,6 +200,7 @@ class TaskSamplingCallback(RolloutRecorder):
         env = self.training_env
         if not isinstance(self.model, OnPolicyAlgorithm):
             raise ValueError(f"TaskSamplingCallback needs an on-policy algorithm, got {type(self.model).__name__}")
+        check_starts(self.model)
         for name in ("get_task_probabilities", "set_task_probabilities"):
             if not env_has(env, name):
                 raise ValueError(f"TaskSamplingCallback needs environments with the method `{name}`")

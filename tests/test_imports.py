@@ -68,7 +68,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "episode_arguments": {"estimators", "rules"},
     "arguments": {"balancing", "buffers", "episode_arguments", "estimators", "policies", "routing", "rules", "scores"},
     "callbacks": {"evaluation", "interrupts", "plots", "regroup_plan", "regrouping", "saving", "tensorboard"},
-    "task_sampling": {"arguments", "balancing", "evaluation", "interrupts", "recording", "rules", "scores"},
+    "task_sampling": {"arguments", "balancing", "estimators", "evaluation", "interrupts", "recording", "rules", "scores"},
     # the algorithm
     "model_files": BELOW,
     "grpo": BELOW,

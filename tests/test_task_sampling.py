@@ -28,7 +28,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 from tiny_envs import CountingEnv
 
-from sb3_grpo import GRPO, TaskSamplingCallback
+from sb3_grpo import GRPO, TaskSamplingCallback, make_group_vec_env
 from sb3_grpo.balancing import BALANCERS, RelativePenalty
 from sb3_grpo.scores import SCORES as SCORE_NAMES
 from sb3_grpo.scores import GroupScores
@@ -985,6 +985,16 @@ class TestRefused:
             model.learn(32, callback=TaskSamplingCallback())
         assert model.num_timesteps == 0
         env.close()
+
+    def test_episodes_that_must_begin_alike(self):
+        env = make_group_vec_env("sb3_grpo/TaskCartPole-v0", group_size=2, seed=0)
+        kwargs: dict[str, Any] = dict(n_steps=512, batch_size=512, n_epochs=1, seed=0, device="cpu")
+        model = GRPO("MlpPolicy", env, advantage_estimator="outcome", **kwargs)
+        with pytest.raises(ValueError, match="changes how episodes begin, and advantage_estimator='outcome'"):
+            model.learn(1024, TaskSamplingCallback())
+        assert model.num_timesteps == 0
+        model = GRPO("MlpPolicy", env, advantage_estimator="time_step", **kwargs)
+        assert model.learn(1024, TaskSamplingCallback()).num_timesteps == 1024
 
     def test_one_environment_of_several_without_them(self):
         env = DummyVecEnv([partial(OddsEnv, pay=(1.0, 2.0), length=(3, 5), odds=(0.5, 0.5)), CountingEnv])
