@@ -7,7 +7,7 @@ import numpy as np
 from sb3_grpo.losses import group_means, group_std
 
 # Values that differ by less than this share of the largest of them are alike: rewards are float32
-SAME = 1e-5
+SAME = 1e-6
 
 
 class Relative(NamedTuple):
