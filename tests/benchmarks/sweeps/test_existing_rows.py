@@ -9,7 +9,17 @@ from benchmarks.lib.rows import RESULTS, Run, read_rows
 from benchmarks.lib.sweep import missing_runs
 from benchmarks.robustness.parts import PARTS
 from benchmarks.robustness.records import CODES
-from benchmarks.sweeps import balance, balancing_rules, defaults, eight_tasks, head_to_head, minigrid_tasks, regrouping, tuning
+from benchmarks.sweeps import (
+    balance,
+    balancing_rules,
+    defaults,
+    eight_tasks,
+    gridworlds,
+    head_to_head,
+    minigrid_tasks,
+    regrouping,
+    tuning,
+)
 
 # parts whose runs were not all made, and how many are missing
 NOT_RUN = {
@@ -20,6 +30,7 @@ NOT_RUN = {
     "minigrid_sparse": 40,
     "regrouping_long": 10,
     "eight_tasks_fixed": 80,
+    "gridworlds_linear": 175,
 }
 
 
@@ -30,6 +41,7 @@ RUNS: dict[str, list[Run]] = {
     **{f"head_to_head_{part}": make(None) for part, (_, make) in head_to_head.PARTS.items()},
     **{f"minigrid_{suite}": minigrid_tasks.make_runs(suite, seeds) for suite, seeds in minigrid_tasks.SEEDS.items()},
     **{f"eight_tasks_{part}": eight_tasks.make_runs(part, eight_tasks.SEEDS) for part in ("fixed", "fixed_large", "scales")},
+    "gridworlds_linear": gridworlds.make_runs("linear", gridworlds.SEEDS),
     "defaults_plain": defaults.make_runs(defaults.SEEDS),
     "demo": demo.make_runs([1, 2, 3, 4, 5], demo.TOTAL_TIMESTEPS),
     **{f"robustness_{part}": [run for code in CODES for run in make(code)] for part, (_, make) in PARTS.items()},
