@@ -142,6 +142,7 @@ def run(
     seed: int,
     total_timesteps: int = TOTAL_TIMESTEPS,
     n_evaluations: int = N_EVALUATIONS,
+    eval_episodes: int = EVAL_EPISODES,
 ) -> dict[str, Any]:
     """
     Train one model, and evaluate it from time to time.
@@ -152,13 +153,14 @@ def run(
     :param seed: seed of model and environments
     :param total_timesteps: environment steps
     :param n_evaluations: number of evaluations
-    :return: ``steps``, and ``returns``, the mean of 20 deterministic episodes at each evaluation
+    :param eval_episodes: number of episodes of each
+    :return: ``steps``, and ``returns``, the mean of these deterministic episodes at each evaluation
     """
     model = make_model(env_id, METHODS[method], group_size, seed)
     eval_env = make_vec_env(env_id, EVAL_ENVS, seed=seed + 10_000, vec_env_cls=LeanVecEnv)
     with tempfile.TemporaryDirectory() as folder:
         frequency = total_timesteps // n_evaluations // group_size
-        callback = EvalCallback(eval_env, n_eval_episodes=EVAL_EPISODES, eval_freq=frequency, log_path=folder, verbose=0)
+        callback = EvalCallback(eval_env, n_eval_episodes=eval_episodes, eval_freq=frequency, log_path=folder, verbose=0)
         model.learn(total_timesteps, callback)
         evaluations = np.load(Path(folder) / "evaluations.npz")
         return {
@@ -239,7 +241,7 @@ def main() -> None:
     arguments = parse_parts(__doc__, PARTS)
     for part in arguments.parts:
         runs = make_runs(part, arguments.seeds or SEEDS)
-        rows = run_part(run, runs, f"critic_free_{part}", arguments, total_timesteps=1000, n_evaluations=2)
+        rows = run_part(run, runs, f"critic_free_{part}", arguments, total_timesteps=4000, n_evaluations=1, eval_episodes=2)
         Console(width=180).print(returns_table(rows, part))
         if len(PARTS[part].sizes) == 1:
             draw_returns(rows, part, result_folder(arguments) / f"critic_free_{part}.png")
