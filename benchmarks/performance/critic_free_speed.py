@@ -103,7 +103,7 @@ def show(setting: str, stored: dict[str, Any]) -> None:
 def main() -> None:
     """Measure all settings, then show them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--smoke", type=Path, help="a short run, whose results go into this folder")
     arguments = parser.parse_args()
     th.set_num_threads(1)
