@@ -432,8 +432,7 @@ class TestWithoutCritic:
     @pytest.mark.parametrize("pickled", [False, True])
     def test_copies(self, pickled):
         policy = make_policy(use_critic=False)
-        # what this process has just written
-        other = pickle.loads(pickle.dumps(policy)) if pickled else copy.deepcopy(policy)  # noqa: S301
+        other = pickle.loads(pickle.dumps(policy)) if pickled else copy.deepcopy(policy)  # noqa: S301  # what was just written here
         assert other.use_critic is False
         for one, two in zip(policy(OBS, deterministic=True), other(OBS, deterministic=True), strict=True):
             assert one.equal(two)

@@ -139,8 +139,8 @@ def make_group_vec_env(
         n_envs=int(group_size * n_starts),
         seed=base,
         monitor_dir=monitor_dir,
-        # SB3 calls it with the functions that make the environments in their other wrappers, and with `vec_env_kwargs`
-        vec_env_cls=partial(make_groups, vec_env_cls, int(group_size), base, info_keywords),  # type: ignore[arg-type]
+        # a function, where SB3 says a class: it calls it with the functions that make the environments, and `vec_env_kwargs`
+        vec_env_cls=partial(make_groups, vec_env_cls, int(group_size), base, info_keywords),  # type: ignore[arg-type]  # as above
         vec_env_kwargs=vec_env_kwargs,
         monitor_kwargs=monitor_kwargs,
         **what,

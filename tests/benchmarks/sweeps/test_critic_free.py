@@ -16,11 +16,12 @@ from sb3_grpo.estimators.sampling_groups import Steps, Trajectories
 
 @pytest.mark.parametrize("method", critic_free.METHODS)
 def test_the_protocol(method: str) -> None:
-    model = critic_free.make_model("CartPole-v1", critic_free.METHODS[method], 8, seed=100)
-    assert isinstance(model, PPO if method == "PPO" else GRPO)
-    assert model.learning_rate(1.0) == 2.5e-4  # type: ignore[operator]  # a schedule
-    assert model.learning_rate(0.5) == 1.25e-4  # type: ignore[operator]  # as above
-    assert (model.n_epochs, model.batch_size, model.ent_coef, model.clip_range(1.0)) == (4, 256, 0.01, 0.2)  # type: ignore[operator]
+    # schedules are floats to the type checker
+    model: Any = critic_free.make_model("CartPole-v1", critic_free.METHODS[method], 8, seed=100)
+    assert type(model) is (PPO if method == "PPO" else GRPO)
+    assert model.learning_rate(1.0) == 2.5e-4
+    assert model.learning_rate(0.5) == 1.25e-4
+    assert (model.n_epochs, model.batch_size, model.ent_coef, model.clip_range(1.0)) == (4, 256, 0.01, 0.2)
     assert (model.n_steps, model.n_envs) == (128 if method == "PPO" else 512, 8)
     assert any("value_net" in name for name in model.policy.state_dict()) == (method == "PPO")
 
