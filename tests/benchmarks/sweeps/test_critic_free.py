@@ -58,4 +58,5 @@ def test_table() -> None:
 def test_every_part_has_every_run_once() -> None:
     for part, (methods, problems, sizes) in critic_free.PARTS.items():
         runs = critic_free.make_runs(part, range(3))
-        assert len({str(run) for run in runs}) == len(runs) == 3 * len(methods) * len(problems) * len(sizes)
+        without = 3 * (part == "classic")  # process on CartPole is outcome
+        assert len({str(run) for run in runs}) == len(runs) == 3 * len(methods) * len(problems) * len(sizes) - without
