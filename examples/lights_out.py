@@ -8,52 +8,11 @@ their mean is the baseline, and no value function has to learn how hard each boa
 ``python examples/lights_out.py`` (about a minute)
 """
 
-from typing import Any
-
-import gymnasium as gym
-import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_grpo import GRPO, make_group_vec_env
-
-ROWS, COLUMNS = 2, 3
-MAX_PRESSES = 6
-
-
-class LightsOut(gym.Env[np.ndarray, int]):
-    """Board of lights; each press switches a light and those beside, above and below it."""
-
-    observation_space = spaces.Box(0, 1, (ROWS * COLUMNS + 1,), np.float32)
-    action_space = spaces.Discrete(ROWS * COLUMNS)  # type: ignore[assignment]  # its actions are NumPy's integers
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin with a board that can be solved, because it is made by pressing."""
-        super().reset(seed=seed)
-        self.lights, self.presses = np.zeros((ROWS, COLUMNS), dtype=int), 0
-        while not self.lights.any():
-            for light in np.flatnonzero(self.np_random.random(ROWS * COLUMNS) < 0.5):
-                self.press(int(light))
-        return self.observe(), {}
-
-    def press(self, light: int) -> None:
-        """Switch a light and its neighbours."""
-        row, column = divmod(light, COLUMNS)
-        for i, j in ((row, column), (row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            if 0 <= i < ROWS and 0 <= j < COLUMNS:
-                self.lights[i, j] ^= 1
-
-    def observe(self) -> np.ndarray:
-        """Return the lights, and the share of the presses that are used up."""
-        return np.append(self.lights.ravel(), self.presses / MAX_PRESSES).astype(np.float32)
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Press a light."""
-        self.press(int(action))
-        self.presses += 1
-        dark = not self.lights.any()
-        return self.observe(), float(dark), dark or self.presses == MAX_PRESSES, False, {}
+from sb3_grpo.envs.lights_out import LightsOut
 
 
 def main(total_timesteps: int = 200_000) -> GRPO:

@@ -5,6 +5,7 @@ from sb3_grpo.diagnostics import GroupRecord
 from sb3_grpo.envs import register_envs
 from sb3_grpo.evaluation import GroupEvaluation, evaluate_groups
 from sb3_grpo.grpo import GRPO
+from sb3_grpo.objectives import ObjectivesWrapper
 from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_grpo.regroup_plan import RegroupEvent
 from sb3_grpo.task_sampling import TaskSamplingCallback
@@ -28,6 +29,7 @@ __all__ = [
     "LeanVecEnv",
     "MlpPolicy",
     "MultiInputPolicy",
+    "ObjectivesWrapper",
     "RayVecEnv",
     "RegroupCallback",
     "RegroupEvent",

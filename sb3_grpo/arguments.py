@@ -17,6 +17,7 @@ from sb3_grpo.balancing import BALANCERS
 from sb3_grpo.buffers import GroupBufferMixin
 from sb3_grpo.episode_arguments import check_estimator
 from sb3_grpo.estimators import ESTIMATORS
+from sb3_grpo.objectives.arguments import check_group_by
 from sb3_grpo.policies import GroupActorCriticPolicy
 from sb3_grpo.routing import ROUTERS
 from sb3_grpo.rules import (
@@ -90,6 +91,7 @@ RULES: dict[str, Rule | KeyOf] = {
         )
     ),
     "device": Rule('"auto" or a device that torch knows', is_device),
+    "group_by": choice("decisions", "objectives"),
     # the ranges of these two depend on the number of cells
     "n_groups": or_none(Rule("an integer", is_integer)),
     "max_groups": or_none(Rule("an integer", is_integer)),
@@ -106,7 +108,7 @@ RULES: dict[str, Rule | KeyOf] = {
     "ref_update_freq": or_none(integer_from(1)),
     "ref_tau": Rule("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1),
     "balancer": KeyOf(BALANCERS),
-    "group_score": KeyOf(SCORES),
+    "group_score": KeyOf(SCORES, may_be_none=True),
     "group_targets": or_none(Rule("a sequence of finite numbers, one for each cell", is_numbers)),
     "group_scale": choice("std", "range"),
     "merge_kl": or_none(NOT_NEGATIVE),
@@ -155,6 +157,7 @@ NET_ARCH = or_none(Rule("layer sizes like [64, 64] or dict(pi=[64], vf=[64]), in
 class GroupArguments:
     """The arguments of ``GRPO`` that PPO does not have; ``GRPO`` documents them."""
 
+    group_by: Literal["decisions", "objectives"]
     n_groups: int | None
     max_groups: int | None
     router: str | Callable[[Any], Any]
@@ -168,7 +171,7 @@ class GroupArguments:
     ref_tau: float
     balancer: str
     group_coef: float | Schedule | str
-    group_score: str
+    group_score: str | None
     group_targets: Sequence[float] | None
     group_scale: Literal["std", "range"]
     merge_kl: float | None
@@ -187,6 +190,7 @@ GROUP_KWARGS = {
     "router_kwargs": "`router_kwargs`",
     "group_seed": "`seed`",
     "use_critic": "`advantage_estimator`",
+    "n_objectives": "`group_by`",
 }
 
 
@@ -235,8 +239,9 @@ def check_arguments(values: Mapping[str, Any]) -> None:
     merge_kl, split_kl = values.get("merge_kl"), values.get("split_kl")
     if merge_kl is not None and split_kl is not None and not merge_kl < split_kl:
         raise ValueError(f"`merge_kl` must be below `split_kl`, got {merge_kl!r} and {split_kl!r}")
-    check_targets(values.get("group_targets"), values.get("group_score"))
+    check_targets(values.get("group_targets"), name_of_score(values.get("group_score"), values.get("group_by")))
     check_estimator(values)
+    check_group_by(values)
     if values.get("normalize_advantage") and values.get("batch_size") == 1:
         raise ValueError("`batch_size` must be at least 2 where `normalize_advantage` is not False, got 1")
 
@@ -356,6 +361,19 @@ def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[fl
         ) from error
     check_group_coef(first)
     return schedule
+
+
+def name_of_score(group_score: str | None, group_by: str | None) -> str:
+    """
+    Fill in the default of the argument ``group_score``.
+
+    :param group_score: what groups are compared by; ``None``: not given
+    :param group_by: what groups consist of
+    :return: key of ``SCORES``. Objectives differ in sign, such as a speed and a cost, which only gaps can compare
+    """
+    if group_score is not None:
+        return group_score
+    return "gap" if group_by == "objectives" else "return"
 
 
 def check_targets(group_targets: Sequence[float] | None, group_score: Any) -> None:
@@ -480,6 +498,8 @@ def check_built(model: Any) -> None:
     :raises ValueError: if a value is out of its range, or cannot be changed any more
     """
     check_arguments(vars(model))
+    if model.group_by != model._built_groups["group_by"]:
+        raise ValueError(f"`group_by` of a model that is built cannot be changed, got {model.group_by!r}")
     given = (model.advantage_estimator, model.group_size, model.estimator_kwargs)
     if given != model.built_estimator:
         raise ValueError(

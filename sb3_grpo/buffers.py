@@ -18,10 +18,10 @@ class Rollout(NamedTuple):
 
     observations: PyTorchObs
     actions: th.Tensor
-    old_values: th.Tensor
+    old_values: th.Tensor  # shape (B,); (B, n_objectives) where groups are objectives
     old_log_prob: th.Tensor
     advantages: th.Tensor
-    returns: th.Tensor
+    returns: th.Tensor  # same shape as the values
     heads: th.Tensor  # index of the head of the step, shape (B,)
     weights: th.Tensor  # factor on the step's policy-gradient loss, 1 = PPO, shape (B,)
     shares: th.Tensor | None = None  # factor on the whole loss of the step, shape (B,); ``None``: 1

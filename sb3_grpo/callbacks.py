@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zipfile import BadZipFile
@@ -15,11 +16,20 @@ from stable_baselines3.common.logger import HumanOutputFormat
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_grpo.evaluation import EpisodeCollector, GroupEvaluation, TaskLabel, check_count, enough_episodes
+from sb3_grpo.evaluation import (
+    EpisodeCollector,
+    GroupEvaluation,
+    TaskLabel,
+    check_count,
+    enough_episodes,
+    make_collector,
+    objective_names_of,
+)
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.plots import draw_kl, draw_timeline, new_figure, timeline_height
 from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split
 from sb3_grpo.regrouping import as_regroup_event
+from sb3_grpo.rules import is_numbers
 from sb3_grpo.saving import complete_file
 from sb3_grpo.tensorboard import tensorboard_outputs
 
@@ -39,7 +49,8 @@ class GroupEvalCallback(EvalCallback):
     Evaluate as SB3's ``EvalCallback`` does, and log each task and the worst of them.
 
     The tags are ``eval/task_0`` ..., or have the task's name, and ``eval/worst_reward``. Where the environment does not
-    report ``info["task"]``, the cells of the model's router take the place of tasks.
+    report ``info["task"]``, the cells of the model's router take the place of tasks. Where it has several objectives these
+    do, as ``eval/objective_speed``, and all that is said of tasks below is true of them.
 
     With ``best_by="worst"`` the worst task takes the place of the mean reward wherever ``EvalCallback`` decides something:
     ``best_mean_reward`` is its mean reward, and SB3's ``StopTrainingOnRewardThreshold`` and
@@ -52,15 +63,30 @@ class GroupEvalCallback(EvalCallback):
 
     :param eval_env: The environment used for evaluation
     :param best_by: what decides which model is the best: ``"mean"`` reward as in SB3, or the ``"worst"`` task's
+    :param ranges: for each task, by its label, a low and a high return; the worst task is then that with the lowest
+        ``(return - low) / (high - low)``, and its reward this number. Objectives, whose units differ, cannot be compared
+        without; tasks can, if ``None``
     :param kwargs: as in ``EvalCallback``; ``n_eval_episodes`` are those of all tasks together. A number below that of the
         tasks (where the environment lets them be chosen) or environments is raised to that.
-    :raises ValueError: if ``best_by`` is neither, or ``n_eval_episodes`` is below 1
+    :raises ValueError: if ``best_by`` is neither, ``n_eval_episodes`` is below 1, a range is empty, or a task has none
     """
 
-    def __init__(self, eval_env: gym.Env | VecEnv, *, best_by: Literal["mean", "worst"] = "mean", **kwargs: Any):
+    def __init__(
+        self,
+        eval_env: gym.Env | VecEnv,
+        *,
+        best_by: Literal["mean", "worst"] = "mean",
+        ranges: Mapping[TaskLabel, tuple[float, float]] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(eval_env, **kwargs)
         if best_by not in ("mean", "worst"):
             raise ValueError(f'`best_by` must be "mean" or "worst", got {best_by!r}')
+        objectives = objective_names_of(self.eval_env)
+        check_ranges(ranges, objectives)
+        self.ranges, self._compares = ranges, not objectives or ranges is not None
+        if best_by == "worst" and not self._compares:
+            raise ValueError('`ranges` must be given with best_by="worst" for objectives, whose units differ, got None')
         self.n_eval_episodes = enough_episodes(self.eval_env, self.n_eval_episodes)
         self.best_by = best_by
         self.last_evaluation: dict[TaskLabel, GroupEvaluation] = {}
@@ -69,7 +95,7 @@ class GroupEvalCallback(EvalCallback):
     @property
     def last_worst_task(self) -> TaskLabel | None:
         """Task with the lowest mean reward in the last evaluation; ``None`` before the first."""
-        means = {task: evaluation.mean for task, evaluation in self.last_evaluation.items()}
+        means = {task: self._in_range(task) for task in self.last_evaluation}
         # nothing is worse than NaN
         return min(means, key=lambda task: -math.inf if math.isnan(means[task]) else means[task], default=None)
 
@@ -77,7 +103,17 @@ class GroupEvalCallback(EvalCallback):
     def last_worst_reward(self) -> float:
         """Mean reward of the worst task in the last evaluation; -inf before the first."""
         task = self.last_worst_task
-        return -math.inf if task is None else self.last_evaluation[task].mean
+        return -math.inf if task is None else self._in_range(task)
+
+    def _in_range(self, task: TaskLabel) -> float:
+        """Return what a task is compared by: its mean reward, in its range if there are ranges."""
+        mean = self.last_evaluation[task].mean
+        if self.ranges is None:
+            return mean
+        if task not in self.ranges:
+            raise ValueError(f"`ranges` must have one for each task, got {list(self.ranges)} without {task!r}")
+        low, high = self.ranges[task]
+        return (mean - low) / (high - low)
 
     @property
     def best_worst_reward(self) -> float:
@@ -132,7 +168,7 @@ class GroupEvalCallback(EvalCallback):
             self._log_tasks()
 
     def _log_tasks(self) -> None:
-        keys = {f"task_{task}": evaluation.mean for task, evaluation in self.last_evaluation.items()}
+        keys = {f"{self._collector.prefix}_{task}": evaluation.mean for task, evaluation in self.last_evaluation.items()}
         printed = len(keys) <= MAX_PRINTED_TASKS
         for output in self.logger.output_formats if printed else []:
             if isinstance(output, HumanOutputFormat):
@@ -140,7 +176,8 @@ class GroupEvalCallback(EvalCallback):
                 output.max_length = max([output.max_length, *(3 + len(key) for key in keys)])
         for key, mean in keys.items():
             self.logger.record(f"eval/{key}", mean, None if printed else "stdout")
-        self.logger.record("eval/worst_reward", self.last_worst_reward)
+        if self._compares:
+            self.logger.record("eval/worst_reward", self.last_worst_reward)
 
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
@@ -151,7 +188,7 @@ class GroupEvalCallback(EvalCallback):
         if self.best_by == "worst":
             self.verbose = 0
         try:
-            with EpisodeCollector(self.model, self.eval_env) as self._collector:
+            with make_collector(self.model, self.eval_env) as self._collector:
                 super()._on_step()
         finally:
             self.best_mean_reward, self.callback, self.verbose = before
@@ -186,13 +223,28 @@ class GroupEvalCallback(EvalCallback):
     def _save_best(self) -> None:
         if self.best_model_save_path is None:
             return
-        folder, worst = Path(self.best_model_save_path), self.last_worst_reward
+        folder, worst = Path(self.best_model_save_path), self.last_worst_reward if self._compares else None
         record = dict(mean_reward=self.last_mean_reward, worst_reward=worst, num_timesteps=self.num_timesteps)
         with complete_file(folder / "best_model.zip") as part:
             self.model.save(part)
             # moved to its place first: a process killed in between must not leave a model that is better than its record
             with complete_file(folder / "best_model.json") as record_part:
                 record_part.write_text(json.dumps(record))
+
+
+def check_ranges(ranges: Mapping[TaskLabel, tuple[float, float]] | None, objectives: list[str]) -> None:
+    """
+    Check the ranges of tasks or objectives.
+
+    :param ranges: low and high return by label; ``None``: none
+    :param objectives: names of the objectives; empty: there are tasks, whose labels are not known yet
+    :raises ValueError: if a range is empty, or the names are not those of the objectives
+    """
+    for label, limits in (ranges or {}).items():
+        if not (is_numbers(limits) and len(limits) == 2 and limits[0] < limits[1]):
+            raise ValueError(f"`ranges` must hold two numbers (low, high), low below high, got {limits!r} for {label!r}")
+    if ranges is not None and objectives and set(ranges) != set(objectives):
+        raise ValueError(f"`ranges` must have one for each objective, {objectives}, got {list(ranges)}")
 
 
 class RegroupCallback(BaseCallback):

@@ -1,10 +1,9 @@
 """Diagnostics: say what is NaN or infinite and in which group, log an update, and describe the groups."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
@@ -31,18 +30,27 @@ class GroupRecord(NamedTuple):
     steps: int  # in the last rollout
     score: float  # mean over these steps; nan without steps
     weight: float  # factor on the group's policy-gradient loss; 1 = PPO
+    name: str | None = None  # of the objective; ``None`` where groups consist of decisions
 
 
-def group_records(cell_to_group: Sequence[int], stats: Iterable[tuple[int, int, float, float]]) -> list[GroupRecord]:
+def group_records(
+    cell_to_group: Sequence[int], stats: Iterable[tuple[int, int, float, float]], names: Sequence[str] = ()
+) -> list[GroupRecord]:
     """
     Return one record per group in use, in the order of their numbers.
 
     :param cell_to_group: group of each cell
     :param stats: group, steps, score and weight of the groups that had steps in the last rollout
+    :param names: of the groups; empty: they have none
     """
     cells = {group: [c for c, g in enumerate(cell_to_group) if g == group] for group in sorted(set(cell_to_group))}
     known = {group: numbers for group, *numbers in stats}
-    return [GroupRecord(group, cells[group], *known.get(group, (0, math.nan, 1.0))) for group in cells]
+    name_of, unknown = dict(enumerate(names)), (0, math.nan, 1.0)
+    records = []
+    for group, own in cells.items():
+        steps, score, weight = known.get(group, unknown)
+        records.append(GroupRecord(group, own, int(steps), score, weight, name_of.get(group)))
+    return records
 
 
 def explain_failure(policy: "GroupActorCriticPolicy", obs: PyTorchObs) -> None:
@@ -158,7 +166,8 @@ def explain_refused_step(policy: "GroupActorCriticPolicy", step: "UpdateStep", b
         values, log_prob, _ = policy.evaluate_rollout(batch.observations, actions, batch.heads)
     finite = (log_prob - batch.old_log_prob).exp().isfinite()
     if policy.use_critic:
-        finite = finite & (batch.returns - values.flatten()).square().isfinite()
+        errors = (batch.returns - values.view_as(batch.returns)).square()
+        finite = finite & errors.reshape(len(finite), -1).isfinite().all(dim=1)
     failed = batch.heads[~finite]
     groups = group_of_head[failed if len(failed) else batch.heads].unique().tolist()
     raise NonFiniteError(
@@ -209,7 +218,7 @@ def log_policy(logger: Logger, policy: "GroupActorCriticPolicy", buffer: GroupBu
 
 def log_groups(logger: Logger, n_active: int, scores: "GroupScores", weights: "GroupWeights") -> None:
     """
-    Log how the groups compare.
+    Log how far the groups differ.
 
     :param logger: of the model
     :param n_active: number of groups in use
@@ -221,8 +230,16 @@ def log_groups(logger: Logger, n_active: int, scores: "GroupScores", weights: "G
     logger.record("groups/coef_effective", weights.coef)
     penalty = group_penalty(relative_advantage_matrix(scores.scores, scores.scale))
     logger.record("groups/penalty", float(penalty), "stdout")
-    columns: dict[str, np.ndarray] = {"score": scores.scores, "weight": weights.weights, "share": scores.shares}
+
+
+def log_columns(logger: Logger, columns: Mapping[str, Iterable[float]], tags: Mapping[str, Sequence[str]]) -> None:
+    """
+    Log figures of single groups, in files and TensorBoard only: the table of the console would be too long.
+
+    :param logger: of the model
+    :param columns: figures of all groups, by the name of the figure
+    :param tags: of these figures, by the name of the figure
+    """
     for name, values in columns.items():
-        for group, value in zip(scores.groups.tolist(), values.tolist(), strict=True):
-            # in files and TensorBoard only: the table of the console would be too long
-            logger.record(f"groups/{name}_{group}", value, "stdout")
+        for tag, value in zip(tags[name], values, strict=True):
+            logger.record(tag, float(value), "stdout")

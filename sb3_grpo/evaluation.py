@@ -1,4 +1,4 @@
-"""Evaluate an agent task by task."""
+"""Evaluate an agent task by task, or objective by objective."""
 
 import math
 import numbers
@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_grpo.interrupts import interrupts_delayed
+from sb3_grpo.objectives.wrapper import OBJECTIVES
 
 # Number or name of a task as the environment reports it, or number of a cell
 TaskLabel = Any
@@ -44,7 +45,7 @@ def env_has(env: VecEnv, *names: str) -> bool:
 
 class EpisodeCollector:
     """
-    Callback for SB3's ``evaluate_policy`` that records the return and length of each episode by task.
+    Record the return and length of each episode by task, as a callback of SB3's ``evaluate_policy``.
 
     The task of an episode is ``info["task"]``, or without it the cell of the episode's first observation. If all
     environments draw their tasks at random and have ``set_task`` (as those of this package), the tasks are scheduled
@@ -53,6 +54,8 @@ class EpisodeCollector:
     :param model: the agent; without ``info["task"]`` its policy needs a router
     :param env: the evaluation environments
     """
+
+    prefix = "task"  # of the names of curves
 
     def __init__(self, model: PolicyPredictor, env: VecEnv):
         self.model = model
@@ -109,8 +112,12 @@ class EpisodeCollector:
         if locals_["done"] and ("episode" in info or not locals_["is_monitor_wrapped"]):
             unmonitored = {"r": locals_["current_rewards"][index], "l": locals_["current_lengths"][index]}
             episode = info["episode"] if locals_["is_monitor_wrapped"] else unmonitored
-            task = read_label(info.get("task", self._first_cells[index]))
-            self.episodes.setdefault(task, []).append((float(episode["r"]), int(episode["l"])))
+            self._add(index, info, float(episode["r"]), int(episode["l"]))
+
+    def _add(self, index: int, info: dict[str, Any], episode_return: float, length: int) -> None:
+        """Record an episode that has ended."""
+        task = read_label(info.get("task", self._first_cells[index]))
+        self.episodes.setdefault(task, []).append((episode_return, length))
 
     def _cells(self, observations: Any) -> np.ndarray:
         policy: Any = getattr(self.model, "policy", self.model)
@@ -122,10 +129,75 @@ class EpisodeCollector:
     def summarize(self) -> dict[TaskLabel, GroupEvaluation]:
         """Return the statistics of each task or cell played so far, numbers sorted before names."""
         summary = {}
-        for task, episodes in sorted(self.episodes.items(), key=lambda item: (isinstance(item[0], str), item[0])):
-            returns, lengths = np.array(episodes).T
-            summary[task] = GroupEvaluation(float(returns.mean()), float(returns.std()), float(lengths.mean()), len(episodes))
+        for task in self._in_order():
+            returns, lengths = np.array(self.episodes[task]).T
+            summary[task] = GroupEvaluation(
+                float(returns.mean()), float(returns.std()), float(lengths.mean()), len(self.episodes[task])
+            )
         return summary
+
+    def _in_order(self) -> list[TaskLabel]:
+        return sorted(self.episodes, key=lambda task: (isinstance(task, str), task))
+
+
+class ObjectiveCollector(EpisodeCollector):
+    """
+    The same for objectives: record the return of each episode for each of them, under its name.
+
+    :param model: the agent
+    :param env: the evaluation environments, wrapped in :class:`~sb3_grpo.objectives.ObjectivesWrapper`
+    """
+
+    prefix = "objective"
+
+    def __init__(self, model: PolicyPredictor, env: VecEnv):
+        super().__init__(model, env)
+        self.names = objective_names_of(env)
+        self._returns = np.zeros((env.num_envs, len(self.names)))
+
+    def __call__(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        """
+        Record one step of one environment, as ``evaluate_policy`` calls it.
+
+        :param locals_: local variables of ``evaluate_policy``
+        :param globals_: not used
+        """
+        index = locals_["i"]
+        if locals_["current_lengths"][index] == 1:
+            self._returns[index] = 0.0
+        self._returns[index] += locals_["info"][OBJECTIVES]
+        super().__call__(locals_, globals_)
+
+    def _cells(self, observations: Any) -> np.ndarray:
+        # nobody asks which cell an episode belongs to
+        return self._first_cells
+
+    def _in_order(self) -> list[TaskLabel]:
+        return list(self.episodes)
+
+    def _add(self, index: int, info: dict[str, Any], episode_return: float, length: int) -> None:
+        for name, value in zip(self.names, self._returns[index].tolist(), strict=True):
+            self.episodes.setdefault(name, []).append((value, length))
+
+
+def make_collector(model: PolicyPredictor, env: VecEnv) -> EpisodeCollector:
+    """
+    Make what records the episodes of an evaluation: by objective, if the environments have several, else by task.
+
+    :param model: the agent
+    :param env: the evaluation environments
+    """
+    return ObjectiveCollector(model, env) if objective_names_of(env) else EpisodeCollector(model, env)
+
+
+def objective_names_of(env: VecEnv) -> list[str]:
+    """
+    Return the names of the objectives; none if there are not several, since one is the reward.
+
+    :param env: vectorised environments
+    """
+    names = list(env.get_attr("objective_names", indices=0)[0]) if env_has(env, "objective_names") else []
+    return names if len(names) > 1 else []
 
 
 def read_label(task: Any) -> TaskLabel:
@@ -190,22 +262,23 @@ def evaluate_groups(
     warn: bool = True,
 ) -> dict[TaskLabel, GroupEvaluation]:
     """
-    Evaluate an agent of any SB3 algorithm task by task.
+    Evaluate an agent of any SB3 algorithm task by task, or objective by objective.
 
     :param model: the agent
     :param env: environment that reports ``info["task"]``, a number or a name; without it the model needs a router, and
-        an episode counts for the cell of its first observation
+        an episode counts for the cell of its first observation. If it is wrapped in
+        :class:`~sb3_grpo.objectives.ObjectivesWrapper`, with several objectives, an episode counts for each of them
     :param n_eval_episodes: number of episodes over all tasks, at least 1; raised to the number of tasks (if they can be
         set) or of environments if it is smaller
     :param deterministic: whether to use deterministic actions
     :param warn: whether to warn if the environment has no ``Monitor`` wrapper, as ``evaluate_policy`` does
-    :return: mean and standard deviation of the returns, mean length and number of episodes, by label of the task or number
-        of the cell, for those that were played
+    :return: mean and standard deviation of the returns, mean length and number of episodes, by label of the task, number
+        of the cell or name of the objective, for those that were played
     :raises ValueError: if ``n_eval_episodes`` is below 1, if there is neither ``info["task"]`` nor a router, or if a label is
         neither a finite number nor a string
     """
     vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
     n_episodes = enough_episodes(vec_env, n_eval_episodes)
-    with EpisodeCollector(model, vec_env) as collector:
+    with make_collector(model, vec_env) as collector:
         evaluate_policy(model, vec_env, n_episodes, deterministic=deterministic, callback=collector, warn=warn)
     return collector.summarize()

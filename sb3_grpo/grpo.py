@@ -24,6 +24,7 @@ from sb3_grpo.arguments import (
     group_coef_at,
     keep_group_arguments,
     make_group_coef_schedule,
+    name_of_score,
     schedule_value,
     targets_of,
 )
@@ -34,14 +35,15 @@ from sb3_grpo.diagnostics import GroupRecord, group_records, log_groups, log_pol
 from sb3_grpo.episode_arguments import check_episodes, check_reference
 from sb3_grpo.epochs import EpochLoop
 from sb3_grpo.estimators import ESTIMATORS, Experience
-from sb3_grpo.headed_policy import fit_router_and_route
+from sb3_grpo.group_kinds import DecisionGroups, GroupKind, ObjectiveGroups
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.losses import group_means
 from sb3_grpo.model_files import ModelFiles
 from sb3_grpo.objective import PPOObjective
+from sb3_grpo.objectives.arguments import read_objective_names
 from sb3_grpo.policies import POLICIES, GroupActorCriticPolicy
 from sb3_grpo.probe_math import N_FOLDS
-from sb3_grpo.recording import Outcome, RolloutRecorder
+from sb3_grpo.recording import Outcome
 from sb3_grpo.reference import ReferencePolicy
 from sb3_grpo.regrouping import Regrouper, RegroupRule
 from sb3_grpo.routing import check_first_observations
@@ -93,6 +95,11 @@ class GRPO(ModelFiles):
     :param seed: Seed for the pseudo random generators; the groups' own generator is seeded with it too
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param group_by: what a group consists of: ``"decisions"``, each of which belongs to one group, or ``"objectives"``, to
+        which every decision belongs: the parts of the reward, from an environment with
+        :class:`~sb3_grpo.objectives.ObjectivesWrapper`. Each of them has a value head and its own advantages, normalised
+        unless ``normalize_advantage`` is False; their weighted sum is what the policy learns from, normalised once more if
+        it is True. There is one action head, and ``n_groups``, ``max_groups`` and the router must be left as they are.
     :param n_groups: number of groups to start with, at least 1. ``None``: one per cell where the cells are given
         (``"one_hot"``, ``"discrete"``, a callable), one that may split with the random router.
     :param max_groups: largest number of groups, at least ``n_groups``. ``None``: one per cell, but one if ``n_groups=1`` is
@@ -126,8 +133,9 @@ class GRPO(ModelFiles):
         where the cap binds (``groups/coef_effective`` stays below ``group_coef``) a larger value changes nothing.
     :param group_score: what groups are compared by, a key of :data:`sb3_grpo.scores.SCORES`: ``"return"`` (mean
         return-to-go of their steps) or ``"reward"`` (mean reward), both in units of the group's rewards; ``"gap"`` (how
-        near episodes come to ``group_targets``, or to the best episode so far); ``"raw_return"`` (in the rewards' unit)
-    :param group_targets: return of an episode that is to be reached in each cell, for ``group_score="gap"``
+        near episodes come to ``group_targets``, or to the best episode so far); ``"raw_return"`` (in the rewards' unit).
+        ``None``: ``"return"``, but ``"gap"`` for objectives, whose signs may differ
+    :param group_targets: return of an episode that is to be reached in each cell, or for each objective, with ``"gap"``
     :param group_scale: ``sigma_R``, pooled over the steps of a rollout: ``"std"`` or ``"range"`` (largest minus
         smallest: weaker and bounded, for scores with rare extreme values)
     :param merge_kl: groups whose policies differ by less (KL divergence in nats, the larger direction, at least 0) are
@@ -179,6 +187,7 @@ class GRPO(ModelFiles):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
+        group_by: Literal["decisions", "objectives"] = "decisions",
         n_groups: int | None = None,
         max_groups: int | None = None,
         router: str | Callable[[Any], Any] = "random",
@@ -192,7 +201,7 @@ class GRPO(ModelFiles):
         ref_tau: float = 1.0,
         balancer: str = "relative_penalty",
         group_coef: float | Schedule | str = 0.05,
-        group_score: str = "return",
+        group_score: str | None = None,
         group_targets: Sequence[float] | None = None,
         group_scale: Literal["std", "range"] = "std",
         merge_kl: float | None = 0.1,
@@ -217,6 +226,8 @@ class GRPO(ModelFiles):
         group_size = self.n_envs if self.group_size is None else self.group_size
         self._estimator = ESTIMATORS[self.advantage_estimator](group_size, self.gamma, **(self.estimator_kwargs or {}))
         check_episodes(self.env, self._estimator, self.n_steps)
+        if self.group_by == "objectives":
+            self.objective_names = read_objective_names(self.env, self.objective_names)
         policy_kwargs, self.policy_kwargs = self.policy_kwargs, {**self.policy_kwargs, **self._make_group_kwargs()}
         try:
             super()._setup_model()
@@ -235,9 +246,11 @@ class GRPO(ModelFiles):
         if not self._estimator.uses_critic:
             # without values the returns that the buffer computes are sums of rewards
             self.rollout_buffer.gae_lambda = 1.0
-        self.score_history = ScoreHistory(grouping.router.n_cells).to(self.device)
+        self._kind: GroupKind = DecisionGroups(self.policy)
+        if len(self.objective_names) > 1:
+            self._kind = ObjectiveGroups(self.policy, self.objective_names)
+        self.score_history = ScoreHistory(len(self._kind.cell_to_group)).to(self.device)
         self.regrouper = Regrouper(self.policy).to(self.device) if self.max_groups > 1 else None
-        self._recorder = RolloutRecorder()
         self._choose_parts()
 
     def _choose_parts(self) -> None:
@@ -246,13 +259,14 @@ class GRPO(ModelFiles):
             check_plain_adam(self.policy.optimizer)
         schedule = make_group_coef_schedule(self.group_coef)
         self._balancer = BALANCERS[self.balancer](lambda progress: group_coef_at(schedule, progress))
-        self._score = SCORES[self.group_score](targets_of(self.group_targets, self.policy.grouping.router.n_cells))
+        score = name_of_score(self.group_score, self.group_by)
+        self._score = SCORES[score](targets_of(self.group_targets, len(self._kind.cell_to_group)))
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "GroupActorCriticPolicy") -> None:
         super()._maybe_recommend_cpu(mlp_class_name)
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_compiled_update", "_callback", "_recorder", "_balancer", "_estimator", "_score", "score_history", "regrouper"]
+        own = ["_compiled_update", "_callback", "_kind", "_balancer", "_estimator", "_score", "score_history", "regrouper"]
         return [*super()._excluded_save_params(), *own, "built_estimator", "reference"]
 
     def _setup_learn(
@@ -264,6 +278,8 @@ class GRPO(ModelFiles):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         check_episodes(self.env, self._estimator, self.n_steps)
+        if self.group_by == "objectives":
+            read_objective_names(self.env, self.objective_names)
         if not self._estimator.uses_critic and not self.rollout_buffer.full:
             # the last rollout was stopped, or another model played it: the running episodes have steps that were not recorded
             self._last_obs = None
@@ -293,8 +309,8 @@ class GRPO(ModelFiles):
         return total_timesteps, made_callback
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        is_recorded = self.regrouper is not None or not self._estimator.uses_critic
-        recorders: list[BaseCallback] = [self._recorder] if is_recorded else []
+        is_recorded = self.policy.grouping.max_groups > 1 or len(self.objective_names) > 1 or not self._estimator.uses_critic
+        recorders: list[BaseCallback] = [self._kind.recorder] if is_recorded else []
         others: list[BaseCallback] = [TensorBoardCallback()] if tensorboard_outputs(self.logger) else []
         if self.regrouper is not None and self.regroup_rule.changes_groups:
             recorders = [*recorders, self.regrouper.recorder] if self._estimator.uses_critic else recorders
@@ -316,28 +332,29 @@ class GRPO(ModelFiles):
     @property
     def groups(self) -> list[GroupRecord]:
         """One record per group in use, in the order of their numbers."""
-        return group_records(self.policy.grouping.cell_to_group.tolist(), self._group_stats)
+        return group_records(self._kind.cell_to_group.tolist(), self._group_stats, self.objective_names)
 
     def train(self) -> None:
         """Update the policy with the rollout in the buffer: group, estimate, normalize, weigh, observe, update, log."""
         self.policy.set_training_mode(True)
         clip_range, clip_range_vf = self._read_schedules()
-        cells = fit_router_and_route(self.policy, self.rollout_buffer)
-        cell_to_group = self.policy.grouping.cell_to_group.cpu().numpy()
-        experience = self._estimate_advantages(cells)
+        outcome = self._kind.outcome(self.rollout_buffer)
+        cell_to_group = self._kind.cell_to_group
+        experience = self._estimate_advantages(outcome)
         for tag, figure in experience.figures.items():
             self.logger.record(tag, figure)
         # without a critic there may be nothing that is complete
         if len(experience.parts):
-            rollout, divisors = self._normalize_advantages(experience, cell_to_group)
+            advantages, divisors = self._normalize_advantages(experience, cell_to_group)
             scores, weights = self._weigh_groups(experience.outcome, cell_to_group, divisors)
-            step_weights = weights.at(scores.groups, cell_to_group[experience.outcome.cells])
-            rollout = rollout._replace(weights=th.as_tensor(step_weights, device=self.device))
+            entry_weights = weights.at(scores.groups, cell_to_group[experience.outcome.cells])
+            rollout = self._kind.join(experience.rollout, experience.outcome, advantages, entry_weights)
             if self.reference is not None:
                 rollout = rollout._replace(reference_log_prob=self.reference.log_prob(rollout))
             self._observe(experience)
             self._update_policy(rollout, clip_range, clip_range_vf)
-            log_groups(self.logger, len(self.policy.grouping.active), scores, weights)
+            log_groups(self.logger, len(set(cell_to_group.tolist())), scores, weights)
+            self._kind.log(self.logger, scores, weights, self.score_history)
         if self.reference is not None and self.ref_update_freq is not None and self.n_rollouts % self.ref_update_freq == 0:
             with interrupts_delayed():
                 self.reference.follow(self.policy, self.ref_tau)
@@ -371,9 +388,8 @@ class GRPO(ModelFiles):
         assert values[0] is not None
         return values[0], values[1]
 
-    def _estimate_advantages(self, cells: th.Tensor) -> Experience:
+    def _estimate_advantages(self, outcome: Outcome) -> Experience:
         """Take what the steps of the rollout brought into the history of scores, and estimate advantages."""
-        outcome = self._recorder.outcome(self.rollout_buffer, cells.cpu().numpy())
         with interrupts_delayed():
             self.score_history.update(outcome)
             assert self._last_episode_starts is not None  # whether the last step of the rollout ended an episode
@@ -388,23 +404,19 @@ class GRPO(ModelFiles):
         if not self._estimator.uses_critic and self.env.has_attr("skip_to"):
             self.env.env_method("skip_to", self._next_episode)
 
-    def _normalize_advantages(self, experience: Experience, cell_to_group: np.ndarray) -> tuple[Rollout, np.ndarray | None]:
-        """Return the steps with heads and advantages, and what each group's were divided by; update the value scale."""
+    def _normalize_advantages(self, experience: Experience, cell_to_group: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return advantages, and what each group's were divided by; update the value scale."""
         policy, outcome, groups = self.policy, experience.outcome, cell_to_group[experience.outcome.cells]
-        max_groups, advantages, divisors = policy.grouping.max_groups, outcome.advantages, None
-        heads = policy.grouping.cell_to_head[th.as_tensor(outcome.cells, device=self.device)]
+        n_groups, advantages, divisors = int(cell_to_group.max()) + 1, outcome.advantages, None
         if experience.divisors is not None:
-            divisors = group_means(experience.divisors, groups, np.bincount(groups, minlength=max_groups))
-        elif self.normalize_advantage == "group":
-            assert policy.value_scale is not None
+            divisors = group_means(experience.divisors, groups, np.bincount(groups, minlength=n_groups))
+        elif policy.value_scale is not None and self.normalizes_by_group:
             with interrupts_delayed():
-                policy.value_scale.update(outcome.returns, heads.cpu().numpy(), policy.value_net)
-            per_scale = self.score_history.reward_scale.inverse_of_groups(cell_to_group, max_groups)
+                policy.value_scale.update(outcome.returns, self._kind.value_heads(outcome.cells), policy.value_net)
+            per_scale = self.score_history.reward_scale.inverse_of_groups(cell_to_group, n_groups)
             floor = smallest_divisor(groups, outcome.paid, per_scale, self.gamma * self.gae_lambda, self.n_steps)
             advantages, divisors = normalize_by_group(advantages, groups, floor)
-        rollout = experience.rollout
-        tensor = th.as_tensor(advantages, dtype=rollout.advantages.dtype, device=self.device)
-        return rollout._replace(heads=heads, advantages=tensor), divisors
+        return advantages, divisors
 
     def _weigh_groups(
         self, outcome: Outcome, cell_to_group: np.ndarray, divisors: np.ndarray | None

@@ -15,7 +15,7 @@ from sb3_grpo.buffers import GroupBufferMixin
 from sb3_grpo.diagnostics import check_finite
 from sb3_grpo.distributions import GroupStateDependentNoiseDistribution, SB3Actions, make_action_distribution
 from sb3_grpo.grouping import Grouping, resolve_group_counts
-from sb3_grpo.heads import average_heads, n_heads_in, pick_heads_in, take_heads
+from sb3_grpo.heads import average_heads, n_heads_in, pick_heads_in, repeat_value_head, take_heads
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.preprocessing import Preprocessor
 from sb3_grpo.regroup_plan import Merge, Split
@@ -51,11 +51,13 @@ class HeadedPolicy(ActorCriticPolicy):
     :param scale_values: have value heads in units of their group's returns; they begin with 0, because what SB3 begins with
         is large where returns are small
     :param all_heads: have ``max_groups`` heads from the start, so that no shape ever changes
+    :param n_objectives: number of value heads where groups are objectives; each step then has a value of all of them, and
+        there is one action head
     :param use_critic: have value heads, and the layers before them that the actor does not use; otherwise all values are 0
         and ``share_features_extractor`` has no effect
     :param kwargs: as in SB3's policy
-    :raises ValueError: if the router does not fit the observation space, or the number of groups the cells, or if values
-        that do not exist are to be scaled
+    :raises ValueError: if the router does not fit the observation space, or the number of groups the cells, if values
+        that do not exist are to be scaled, or if there are several groups of decisions and several objectives
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class HeadedPolicy(ActorCriticPolicy):
         group_seed: int = 0,
         scale_values: bool = False,
         all_heads: bool = False,
+        n_objectives: int = 1,
         use_critic: bool = True,
         **kwargs: Any,
     ):
@@ -79,8 +82,13 @@ class HeadedPolicy(ActorCriticPolicy):
         self._group_kwargs = dict(n_groups=n_groups, max_groups=max_groups, router=router, router_kwargs=router_kwargs)
         self._group_kwargs |= dict(group_seed=group_seed, scale_values=scale_values, all_heads=all_heads)
         self._group_kwargs["use_critic"] = self.use_critic = use_critic
+        self._group_kwargs["n_objectives"] = self.n_objectives = n_objectives
         made_router = make_router(router, observation_space, router_kwargs)
         counts = resolve_group_counts(n_groups, max_groups, made_router.n_cells)
+        if n_objectives > 1 and (counts[1] > 1 or not use_critic):
+            raise ValueError(
+                f"`n_objectives` must be 1 where `max_groups` is above 1 or `use_critic` is False, got {n_objectives}"
+            )
         if not use_critic:
             # otherwise SB3 would make a features extractor for the critic
             kwargs["share_features_extractor"] = True
@@ -95,9 +103,11 @@ class HeadedPolicy(ActorCriticPolicy):
         self._log_std_shape = self.log_std.shape if hasattr(self, "log_std") else None
         self.value_scale: ValueScale | None = None
         if scale_values:
-            self.value_scale = ValueScale(1).to(self.device)
+            self.value_scale = ValueScale(n_objectives).to(self.device)
             for parameter in self.value_net.parameters():
                 nn.init.zeros_(parameter)
+        if n_objectives > 1:
+            repeat_value_head(self, n_objectives)
         self.n_heads = 1
         self.grouping = Grouping(made_router, *counts, group_seed, all_heads).to(self.device)
         self.take_heads([0] * len(self.grouping.heads))
@@ -129,6 +139,8 @@ class HeadedPolicy(ActorCriticPolicy):
         """
         if len(sources) > 1:
             check_heads(self)
+        if list(sources) == list(range(self.n_heads)):
+            return
         take_heads(self, self.n_heads, sources)
         if self.value_scale is not None:
             self.value_scale.take(sources)

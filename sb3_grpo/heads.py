@@ -74,6 +74,19 @@ def take_heads(policy: ActorCriticPolicy, n_heads: int, sources: Sequence[int]) 
             policy.optimizer.state[new] = taken
 
 
+def repeat_value_head(policy: ActorCriticPolicy, n_copies: int) -> None:
+    """
+    Replace the only value head of a policy by copies of it.
+
+    :param policy: changed in place, its optimizer too, which has not taken a step yet
+    :param n_copies: number of value heads afterwards
+    """
+    for name, old in _head_parameters(policy):
+        if name.startswith("value_net."):
+            values = pick_heads(old.data, HEAD_DIMS[name], 1, [0] * n_copies)
+            _replace(policy, name, old, nn.Parameter(values, requires_grad=old.requires_grad))
+
+
 def _replace(policy: ActorCriticPolicy, name: str, old: nn.Parameter, new: nn.Parameter) -> None:
     """Put a parameter into the place of another one, in the policy, in its optimizer, and for those who registered hooks."""
     module_name, _, attribute = name.rpartition(".")

@@ -66,6 +66,7 @@ class ModelFiles(GroupArguments, PPO):
         self._built_groups: dict[str, Any] = {}  # what load() must not change
         self._group_seed: int | None = None
         self.reference = None
+        self.objective_names: list[str] = []  # empty where groups consist of decisions
         self._next_episode = 0  # number of the next episode of every environment
         super().__init__(*args, **kwargs)
 
@@ -85,28 +86,38 @@ class ModelFiles(GroupArguments, PPO):
             self._group_seed = th.initial_seed() % 2**32 if self.seed is None else self.seed
         built = self._built_groups
         n_groups, max_groups = (built.get(name, getattr(self, name)) for name in ("n_groups", "max_groups"))
+        if self.group_by == "objectives":
+            n_groups = max_groups = 1
         kwargs = default_groups(self.router, self.router_kwargs, n_groups, max_groups, can_split=self.split_kl is not None)
         router = make_router(self.router, self.observation_space, kwargs["router_kwargs"])
         fixed: dict[str, Any] = dict(n_groups=self.n_groups, max_groups=self.max_groups)
+        fixed["group_by"] = self.group_by
         fixed["router"] = self.router if isinstance(self.router, str) else "a callable"
         fixed |= router.settings()
         fixed[USES_CRITIC] = use_critic = ESTIMATORS[self.advantage_estimator].uses_critic
         # files of earlier versions do not say it: all of their models had a critic
         refuse_change({USES_CRITIC: True, **built} if built else built, fixed)
         # a model that was saved with scaled values keeps them
-        scale_values = built.get("scale_values", False) or (use_critic and self.normalize_advantage == "group")
+        scale_values = built.get("scale_values", False) or (use_critic and self.normalizes_by_group)
         self._built_groups = {**fixed, "scale_values": scale_values}
         # another number of heads would be another compilation
         all_heads = bool(self.compile)
         own = dict(router=self.router, group_seed=self._group_seed, scale_values=scale_values, all_heads=all_heads)
-        return {**kwargs, **own, "use_critic": use_critic}
+        return {**kwargs, **own, "use_critic": use_critic, "n_objectives": max(1, len(self.objective_names))}
+
+    @property
+    def normalizes_by_group(self) -> bool:
+        """Whether advantages are normalised group by group, and values are in units of the group's returns."""
+        if len(self.objective_names) > 1:
+            return self.normalize_advantage is not False
+        return self.normalize_advantage == "group"
 
     def training_state(self) -> dict[str, th.Tensor]:
         """
         Collect the tensors that training goes on with, but that are neither parameters nor the optimizer's.
 
         :return: the tensors themselves by name, but for counts of value heads, which are copied and have the shape
-            ``(max_groups,)``
+            ``(max_groups,)``, or with objectives ``(n_objectives,)``
         """
         grouping, scale = self.policy.grouping, self.policy.value_scale
         modules: dict[str, th.nn.Module | None] = {"grouping": grouping}
@@ -119,8 +130,8 @@ class ModelFiles(GroupArguments, PPO):
         del state["grouping.cell_to_head"]
         if scale is not None:
             # by group, because the heads that a model holds depend on `compile`. The scales are in the state_dict
-            counts = scale.count.new_zeros(grouping.max_groups)
-            state["value_scale.count"] = counts.index_copy(0, th.as_tensor(grouping.heads, device=counts.device), scale.count)
+            counts = scale.count.new_zeros(max(grouping.max_groups, self.policy.n_objectives))
+            state["value_scale.count"] = counts.index_copy(0, self._value_heads(), scale.count)
         if self.reference is not None:
             own = self.reference.policy
             # with one head they are not in its state_dict, but decide whether it can be averaged with the policy
@@ -143,7 +154,13 @@ class ModelFiles(GroupArguments, PPO):
             self.reference.load(reference)
         # a model that is loaded with normalize_advantage="group" may have been saved without
         if scale is not None and "value_scale.count" in state:
-            scale.count.copy_(state["value_scale.count"][grouping.heads])
+            scale.count.copy_(state["value_scale.count"][self._value_heads()])
+
+    def _value_heads(self) -> th.Tensor:
+        """Return the group, or the objective, of each value head."""
+        policy = self.policy
+        numbers = range(policy.n_objectives) if policy.n_objectives > 1 else policy.grouping.heads
+        return th.as_tensor(list(numbers), device=policy.device)
 
     def save(
         self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None

@@ -98,11 +98,11 @@ class PPOObjective:
 
         :param policy: what is trained; has a critic
         :param batch: ``b`` steps of a rollout
-        :param values: values of the steps by the present policy, shape ``(b, 1)``
+        :param values: values of the steps by the present policy, shape ``(b, n_objectives)``
         :param clip_range_vf: see :meth:`__call__`
         :return: scalar, in the squared unit of the value heads
         """
-        values, old_values, returns = values.flatten(), batch.old_values, batch.returns
+        values, old_values, returns = values.view_as(batch.returns), batch.old_values, batch.returns
         if policy.value_scale is not None:
             values, old_values, returns = (
                 policy.value_scale.normalize(tensor, batch.heads) for tensor in (values, old_values, returns)

@@ -25,8 +25,9 @@ class GroupActorCriticPolicy(HeadedPolicy):
     Parameters as :class:`~sb3_grpo.headed_policy.HeadedPolicy`.
     """
 
-    # output of the actor's trunk in the last call of forward()
+    # output of the actor's trunk in the last call of forward(), and the values of all objectives
     last_latent_pi: th.Tensor | None = None
+    last_values: th.Tensor | None = None
     _compiled_act: CompiledFunction | None = None
 
     def extract_features(  # type: ignore[override]  # SB3's own signature, which differs from its base class
@@ -88,7 +89,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
         return self.action_dist.proba_distribution(choice.outputs(outputs), choice.parameters(self.log_std))
 
     def _values(self, latent_vf: th.Tensor, choice: HeadChoice | None) -> th.Tensor:
-        """Return the values, shape ``(B, 1)``."""
+        """Return the values of the objectives, shape ``(B, n_objectives)``."""
         outputs = self.value_net(latent_vf)
         if choice is not None:
             outputs = choice.outputs(outputs)
@@ -102,8 +103,8 @@ class GroupActorCriticPolicy(HeadedPolicy):
 
         :param obs: batch of ``B`` observations
         :param heads: index of the head of each, if it is known
-        :return: what ``self.actions`` calls ``params``, the values, shape ``(B, 1)``, which are 0 without a critic, and the
-            output of the actor's trunk
+        :return: what ``self.actions`` calls ``params``, the values, shape ``(B, n_objectives)``, which are 0 without a
+            critic, and the output of the actor's trunk
         """
         choice, features = self.choose_heads(obs, heads), self.extract_features(obs)
         if isinstance(features, tuple):
@@ -181,9 +182,13 @@ class GroupActorCriticPolicy(HeadedPolicy):
             raise error
         if not healthy:
             raise_if_nonfinite(self, obs)
-        self.last_latent_pi = latent_pi.detach()
+        self.last_latent_pi, self.last_values = latent_pi.detach(), values.detach()
         assert self.action_space.shape is not None
-        return actions.reshape((-1, *self.action_space.shape)), values, log_prob
+        return actions.reshape((-1, *self.action_space.shape)), self._total(values), log_prob
+
+    def _total(self, values: th.Tensor) -> th.Tensor:
+        """Return the sum of the values of all objectives, shape ``(B, 1)``: the value of the reward that SB3 knows."""
+        return values if self.n_objectives == 1 else values.sum(dim=1, keepdim=True)
 
     def predict(
         self,
@@ -231,7 +236,8 @@ class GroupActorCriticPolicy(HeadedPolicy):
         :return: values, shape ``(B, 1)``, log-likelihoods of the actions and entropies of the action distributions (or
             ``None``), shape ``(B,)``
         """
-        return self._evaluate(obs, actions, None)
+        values, log_prob, entropy = self._evaluate(obs, actions, None)
+        return self._total(values), log_prob, entropy
 
     def evaluate_rollout(
         self, obs: PyTorchObs, actions: th.Tensor, heads: th.Tensor
@@ -242,7 +248,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
         :param obs: batch of ``B`` observations
         :param actions: shape ``(B, ...)``
         :param heads: index of the head of each observation, shape ``(B,)``
-        :return: as :meth:`evaluate_actions`
+        :return: as :meth:`evaluate_actions`, but with the values of all objectives, shape ``(B, n_objectives)``
         """
         if type(self).evaluate_actions is not GroupActorCriticPolicy.evaluate_actions:
             return self.evaluate_actions(obs, actions)
@@ -264,10 +270,20 @@ class GroupActorCriticPolicy(HeadedPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        Estimate the value of each observation.
+        Estimate the value of each observation, summed over objectives.
 
         :param obs: batch of ``B`` observations
         :return: shape ``(B, 1)``; 0 without a critic
+        :raises ValueError: if observations, or the policy's outputs for them, are NaN or infinite; not without a critic
+        """
+        return self._total(self.objective_values(obs))
+
+    def objective_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Estimate the value of each observation for each objective.
+
+        :param obs: batch of ``B`` observations
+        :return: shape ``(B, n_objectives)``; 0 without a critic
         :raises ValueError: if observations, or the policy's outputs for them, are NaN or infinite; not without a critic
         """
         if not self.use_critic:

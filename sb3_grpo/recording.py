@@ -40,15 +40,20 @@ class RolloutRecorder(BaseCallback):
         super().__init__(verbose)
         self._rewards: list[np.ndarray] = []
         # step of the rollout, environment, return, length, whether a time limit was the reason
-        self._ended: list[tuple[int, int, float, int, bool]] = []
+        self._ended: list[tuple[int, int, Any, int, bool]] = []
         self._returns = np.empty(0)  # of the running episode of each environment; NaN if its beginning was not seen
         self._lengths = np.empty(0, dtype=int)
         self._last_model: Any = None  # model to which the running episodes belong
 
+    @property
+    def _reward_shape(self) -> tuple[int, ...]:
+        """Shape of what one step of one environment brings."""
+        return ()
+
     def _on_training_start(self) -> None:
         n_envs = self.training_env.num_envs
         if self._last_model is not self.model or len(self._returns) != n_envs:
-            self._returns, self._lengths = np.full(n_envs, np.nan), np.zeros(n_envs, dtype=int)
+            self._returns, self._lengths = np.full((n_envs, *self._reward_shape), np.nan), np.zeros(n_envs, dtype=int)
         self._last_model = self.model
         # environments that SB3 has just reset
         fresh = self.model._last_episode_starts
@@ -58,20 +63,34 @@ class RolloutRecorder(BaseCallback):
         self._rewards, self._ended = [], []
 
     def _on_step(self) -> bool:
-        # a copy, because SB3 changes the array
-        rewards = np.array(self.locals["rewards"])
+        rewards = self._step_rewards()
         self._rewards.append(rewards)
         self._returns += rewards
         self._lengths += 1
         for index in self.locals["dones"].nonzero()[0].tolist():
-            # VecNormalize changes rewards, but not what Monitor reports
             info = self.locals["infos"][index]
-            if np.isfinite(self._returns[index]):
-                episode_return = float(info.get("episode", {}).get("r", self._returns[index]))
+            if np.isfinite(self._returns[index]).all():
                 truncated = bool(info.get("TimeLimit.truncated", False))
-                self._ended.append((len(self._rewards) - 1, index, episode_return, int(self._lengths[index]), truncated))
+                ended = (
+                    len(self._rewards) - 1,
+                    index,
+                    self._episode_return(index, info),
+                    int(self._lengths[index]),
+                    truncated,
+                )
+                self._ended.append(ended)
             self._returns[index], self._lengths[index] = 0.0, 0
         return True
+
+    def _step_rewards(self) -> np.ndarray:
+        """Return what the last step brought, shape ``(n_envs, ...)``."""
+        # a copy, because SB3 changes the array
+        return np.array(self.locals["rewards"])
+
+    def _episode_return(self, index: int, info: dict[str, Any]) -> Any:
+        """Return what the episode of an environment that has just ended brought."""
+        # VecNormalize changes rewards, but not what Monitor reports
+        return float(info.get("episode", {}).get("r", self._returns[index]))
 
     def outcome(self, buffer: GroupBufferMixin, cells: np.ndarray) -> Outcome:
         """

@@ -23,15 +23,16 @@ class KeyOf:
     Rule of an argument that names an entry of a dictionary, to which users may add entries of their own.
 
     :param registry: the dictionary
+    :param may_be_none: whether the argument may also be ``None``
     """
 
-    def __init__(self, registry: Mapping[str, Any]):
-        self.registry = registry
+    def __init__(self, registry: Mapping[str, Any], may_be_none: bool = False):
+        self.registry, self.may_be_none = registry, may_be_none
 
     @property
     def text(self) -> str:
         """The rule in words."""
-        return f"one of {list(self.registry)}"
+        return f"one of {list(self.registry)}" + (", or None" if self.may_be_none else "")
 
     def holds(self, value: Any) -> bool:
         """
@@ -39,6 +40,8 @@ class KeyOf:
 
         :param value: of the argument
         """
+        if value is None:
+            return self.may_be_none
         return isinstance(value, str) and value in self.registry
 
 

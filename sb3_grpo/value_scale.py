@@ -35,11 +35,11 @@ class ValueScale(nn.Module):
         """
         Divide by the scale.
 
-        :param values: in units of the returns, shape ``(B,)``
+        :param values: in units of the returns, shape ``(B,)``, or ``(B, n_heads)`` if each step has a value of every head
         :param heads: index of the head of each step, shape ``(B,)``
-        :return: shape ``(B,)``
+        :return: same shape as ``values``
         """
-        return values / self.at(heads)
+        return values / (self.scale if values.ndim == 2 else self.at(heads))
 
     def at(self, heads: th.Tensor) -> th.Tensor:
         """

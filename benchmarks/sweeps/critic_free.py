@@ -16,7 +16,6 @@ Part "classic": 8 environments. Part "sizes": 16 and 32 environments, whose roll
 """
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -37,6 +35,7 @@ from benchmarks.lib.measures import describe
 from benchmarks.lib.plots import draw_band, save
 from benchmarks.lib.rows import Row, Run, by_method, group_rows
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
+from benchmarks.lib.training import learn_with_evaluations
 from sb3_grpo import GRPO, LeanVecEnv, make_group_vec_env
 
 SEEDS = range(10)
@@ -160,15 +159,8 @@ def run(
     """
     model = make_model(env_id, METHODS[method], group_size, seed)
     eval_env = make_vec_env(env_id, EVAL_ENVS, seed=seed + 10_000, vec_env_cls=LeanVecEnv)
-    with tempfile.TemporaryDirectory() as folder:
-        frequency = total_timesteps // n_evaluations // group_size
-        callback = EvalCallback(eval_env, n_eval_episodes=eval_episodes, eval_freq=frequency, log_path=folder, verbose=0)
-        model.learn(total_timesteps, callback)
-        evaluations = np.load(Path(folder) / "evaluations.npz")
-        return {
-            "steps": evaluations["timesteps"].tolist(),
-            "returns": evaluations["results"].mean(axis=1).round(3).tolist(),
-        }
+    found = learn_with_evaluations(model, total_timesteps, eval_env, n_evaluations, eval_episodes)
+    return {"steps": found["timesteps"].tolist(), "returns": found["results"].mean(axis=1).round(3).tolist()}
 
 
 def make_runs(part: str, seeds: Sequence[int]) -> list[Run]:

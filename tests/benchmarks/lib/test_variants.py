@@ -68,11 +68,12 @@ def test_own_deviation_has_no_floor(task_cartpole: Any, algorithm: type[GRPO], f
             # as if there had been no reward in this rollout, and before it some a million times as large
             self.score_history.reward_scale.scale *= 1e6
             outcome = experience.outcome._replace(paid=0 * experience.outcome.paid)
-            self.normalised = super()._normalize_advantages(experience._replace(outcome=outcome), *args)
-            return self.normalised
+            found = super()._normalize_advantages(experience._replace(outcome=outcome), *args)
+            self.advantages, self.groups_of_steps = found[0], args[0][outcome.cells]
+            return found
 
     kwargs = {**head_per_task(task_cartpole), "compile": False, "n_steps": 64, "seed": 0, "normalize_advantage": "group"}
-    rollout, _ = Recorded("MlpPolicy", task_cartpole, **kwargs).learn(1).normalised
-    for head in rollout.heads.unique():
-        deviation = rollout.advantages[rollout.heads == head].std().item()
+    model = Recorded("MlpPolicy", task_cartpole, **kwargs).learn(1)
+    for group in set(model.groups_of_steps.tolist()):
+        deviation = model.advantages[model.groups_of_steps == group].std(ddof=1)
         assert deviation == pytest.approx(1, rel=1e-3) if full_size else deviation < 1e-3
