@@ -18,7 +18,7 @@ from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.evaluation import env_has
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.recording import Outcome, RolloutRecorder
-from sb3_grpo.rules import NOT_NEGATIVE, Rule, check, is_number
+from sb3_grpo.rules import NOT_NEGATIVE, KeyOf, Rule, check, is_number
 from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
 
 UNIFORM_SHARE = Rule("between 0.1 and 1", lambda value: is_number(value) and 0.1 <= value <= 1)
@@ -178,8 +178,9 @@ class TaskSamplingCallback(RolloutRecorder):
         super().__init__(verbose)
         check("group_coef", NOT_NEGATIVE, group_coef)
         check("uniform_share", UNIFORM_SHARE, uniform_share)
-        for name, value in {"balancer": balancer, "group_score": group_score, "group_targets": group_targets}.items():
-            check(name, RULES[name], value)
+        check("balancer", RULES["balancer"], balancer)
+        check("group_score", KeyOf(SCORES), group_score)
+        check("group_targets", RULES["group_targets"], group_targets)
         check_targets(group_targets, group_score)
         self.group_coef, self.uniform_share = group_coef, uniform_share
         self.balancer, self.group_score, self.group_targets = balancer, group_score, group_targets

@@ -74,7 +74,8 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "ref_update_freq": ("an integer of at least 1, or None", [0, -1, 1.5, "1"]),
     "ref_tau": ("above 0 and at most 1", [0, -0.1, 1.1, NAN, "1", None]),
     "balancer": (f"one of {list(BALANCERS)}", ["penalty", None, True, RelativePenalty]),
-    "group_score": (f"one of {list(SCORES)}", ["returns", "", None, True, ["gap"], ReturnScore]),
+    "group_score": (f"one of {list(SCORES)}, or None", ["returns", "", True, ["gap"], ReturnScore]),
+    "group_by": ("one of ['decisions', 'objectives']", ["objective", "", None, True, ["objectives"]]),
     "group_targets": (
         "a sequence of finite numbers, one for each cell, or None",
         [500.0, "500", [1.0, NAN], (INF,), ["1"], [True], [None], {0: 1.0}, {1.0}, [[1.0], [2.0]], np.array(1.0), np.eye(2)],
@@ -191,10 +192,10 @@ class TestKeyOf:
     )
     def test_of_arguments(self, name, registry, monkeypatch):
         assert message_of({name: "toy"}).endswith("got 'toy'")
-        first, before = next(iter(registry)), list(registry)
+        first, before, or_none = next(iter(registry)), list(registry), ", or None" if name == "group_score" else ""
         monkeypatch.setitem(registry, "toy", registry[first])
         check_arguments({name: "toy"})
-        assert message_of({name: "other"}) == f"`{name}` must be one of {[*before, 'toy']}, got 'other'"
+        assert message_of({name: "other"}) == f"`{name}` must be one of {[*before, 'toy']}{or_none}, got 'other'"
 
 
 class TestGoodValues:

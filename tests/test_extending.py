@@ -212,5 +212,5 @@ def test_a_file_that_names_what_is_not_there_is_refused(tmp_path, monkeypatch):
         GRPO.load(tmp_path / "model", device="cpu")
     with pytest.raises(ValueError, match=re.escape(f"`balancer` must be one of {list(BALANCERS)}, got 'toy'")):
         make_model(advantage_estimator="gae")
-    with pytest.raises(ValueError, match=re.escape(f"`group_score` must be one of {list(SCORES)}, got 'toy'")):
+    with pytest.raises(ValueError, match=re.escape(f"`group_score` must be one of {list(SCORES)}, or None, got 'toy'")):
         make_model(advantage_estimator="gae", balancer="relative_penalty", group_score="toy")
