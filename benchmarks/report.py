@@ -21,6 +21,7 @@ from benchmarks.sweeps import (
     balance_tables,
     balancing_rules,
     critic_free,
+    delayed_rewards,
     eight_tasks,
     gridworlds,
     minigrid_tasks,
@@ -183,6 +184,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **{f"options {part}": of_rows(f"options_{part}", options.options_table) for part in options.PARTS},
     "options group_score": of_rows("options_group_score", options.group_score_table),
     **{f"critic free {part}": of_rows(f"critic_free_{part}", critic_free.returns_table, part) for part in critic_free.PARTS},
+    "delayed rewards": of_rows("delayed_rewards", delayed_rewards.successes_table),
     **{f"gridworlds {s}": of_rows(f"gridworlds_{s}", gridworlds.success_table, s) for s in gridworlds.PARTS},
     "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),
 }

@@ -12,7 +12,9 @@ from benchmarks.robustness.records import CODES
 from benchmarks.sweeps import (
     balance,
     balancing_rules,
+    critic_free,
     defaults,
+    delayed_rewards,
     eight_tasks,
     gridworlds,
     head_to_head,
@@ -31,6 +33,8 @@ NOT_RUN = {
     "regrouping_long": 10,
     "eight_tasks_fixed": 80,
     "gridworlds_linear": 175,
+    "critic_free_classic": 145,
+    "delayed_rewards": 150,
 }
 
 
@@ -42,6 +46,8 @@ RUNS: dict[str, list[Run]] = {
     **{f"minigrid_{suite}": minigrid_tasks.make_runs(suite, seeds) for suite, seeds in minigrid_tasks.SEEDS.items()},
     **{f"eight_tasks_{part}": eight_tasks.make_runs(part, eight_tasks.SEEDS) for part in ("fixed", "fixed_large", "scales")},
     "gridworlds_linear": gridworlds.make_runs("linear", gridworlds.SEEDS),
+    "critic_free_classic": critic_free.make_runs("classic", critic_free.SEEDS),
+    "delayed_rewards": delayed_rewards.make_runs(delayed_rewards.SEEDS),
     "defaults_plain": defaults.make_runs(defaults.SEEDS),
     "demo": demo.make_runs([1, 2, 3, 4, 5], demo.TOTAL_TIMESTEPS),
     **{f"robustness_{part}": [run for code in CODES for run in make(code)] for part, (_, make) in PARTS.items()},
