@@ -10,7 +10,7 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_grpo.balancing import GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, Rollout
-from sb3_grpo.diagnostics import log_columns
+from sb3_grpo.diagnostics import check_finite, log_columns
 from sb3_grpo.headed_policy import fit_router_and_route
 from sb3_grpo.objectives.recording import ObjectiveRecorder, by_objective
 from sb3_grpo.policies import GroupActorCriticPolicy
@@ -138,8 +138,15 @@ class ObjectiveGroups(GroupKind):
         return np.arange(len(self.names))
 
     def outcome(self, buffer: GroupBufferMixin) -> Outcome:
-        """Put together what the steps brought, one entry for each step and objective, see :class:`GroupKind`."""
-        return self.recorder.outcome_of_objectives(buffer)
+        """
+        Put together what the steps brought, one entry for each step and objective, see :class:`GroupKind`.
+
+        :raises NonFiniteError: if rewards or advantages are NaN or infinite
+        """
+        outcome = self.recorder.outcome_of_objectives(buffer)
+        columns = {"rewards": th.as_tensor(outcome.paid), "advantages": th.as_tensor(outcome.advantages)}
+        check_finite(columns, th.as_tensor(outcome.cells), "the policy was left as it was")
+        return outcome
 
     def value_heads(self, cells: np.ndarray) -> np.ndarray:
         """Return the value head of each entry, see :class:`GroupKind`."""

@@ -267,6 +267,21 @@ def test_a_step_without_objectives_is_refused() -> None:
         make_model(env).learn(1)
 
 
+def test_rewards_that_float32_does_not_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be finite in float32, .* refused \['cost'\]"):
+        make_model(make_env(factors=(1.0, 1e39, 1.0))).learn(1)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_advantages_that_overflow_are_refused() -> None:
+    model = make_model(make_env(factors=(1.0, 3e38, 1.0)), gamma=1.0, gae_lambda=1.0)
+    before = actor(model)
+    with pytest.raises(ValueError, match=r"advantages must be finite, .* in groups \[1\]; the policy was left as it was"):
+        model.learn(1)
+    for name, value in actor(model).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
 def test_group_by_of_a_built_model(tmp_path: Path) -> None:
     model = make_model()
     model.group_by = "decisions"
