@@ -223,7 +223,9 @@ def draw_returns(rows: list[Row], part: str, path: Path) -> None:
     for axis, (env_id, of_problem) in zip(axes[0], found.items(), strict=True):
         for method, own in by_method(of_problem, PARTS[part].methods).items():
             steps = np.array(own[0]["result"]["steps"]) / 1000
-            draw_band(axis, steps, returns_of(own).T, method, alpha=0.15)
+            # a method has one colour, also where another one was not run
+            colour = f"C{PARTS[part].methods.index(method)}"
+            draw_band(axis, steps, returns_of(own).T, method, alpha=0.15, color=colour)
         axis.set(title=env_id, xlabel="environment steps (thousands)", ylim=PROBLEMS[env_id])
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("return")
