@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def group_env() -> VecEnv:
 
 
 # what trains, and where
-VARIANTS: dict[str, tuple[Callable[..., PPO], Callable[[], VecEnv]]] = {
+Variants = Mapping[str, tuple[Callable[..., PPO], Callable[[], VecEnv]]]
+VARIANTS: Variants = {
     "PPO": (PPO, plain_env),
     "GRPO, critic": (partial(GRPO, n_groups=1), plain_env),
     "outcome": (partial(GRPO, n_groups=1, advantage_estimator="outcome"), group_env),
@@ -56,16 +57,17 @@ VARIANTS: dict[str, tuple[Callable[..., PPO], Callable[[], VecEnv]]] = {
 }
 
 
-def measure(setting: str, n_repeats: int) -> dict[str, Any]:
+def measure(variants: Variants, net_arch: list[int], n_repeats: int) -> dict[str, Any]:
     """
-    Train all variants of a setting in turn.
+    Train all variants in turn.
 
-    :param setting: a name of :data:`SETTINGS`
+    :param variants: what trains, and where
+    :param net_arch: sizes of the layers
     :param n_repeats: number of rounds
     :return: by variant, number of ``parameters`` and seconds of each repeat
     """
-    policy_kwargs, n_steps = dict(net_arch=SETTINGS[setting]), N_ENVS * KWARGS["n_steps"]
-    models = {name: make("MlpPolicy", env(), policy_kwargs=policy_kwargs, **KWARGS) for name, (make, env) in VARIANTS.items()}
+    policy_kwargs, n_steps = dict(net_arch=net_arch), N_ENVS * KWARGS["n_steps"]
+    models = {name: make("MlpPolicy", env(), policy_kwargs=policy_kwargs, **KWARGS) for name, (make, env) in variants.items()}
     results: dict[str, Any] = {}
     for name, model in models.items():
         model.learn(2 * n_steps)
@@ -100,19 +102,31 @@ def show(setting: str, stored: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def main() -> None:
-    """Measure all settings, then show them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measure_all(description: str | None, name: str, settings: Mapping[str, tuple[Variants, list[int]]]) -> None:
+    """
+    Read the command line, measure all settings, write the result file, and show the tables.
+
+    :param description: of the script
+    :param name: of the result file, without ending
+    :param settings: by title, the variants that take turns and the sizes of their layers
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--smoke", type=Path, help="a short run, whose results go into this folder")
     arguments = parser.parse_args()
     th.set_num_threads(1)
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    stored = {name: measure(name, 1 if arguments.smoke else arguments.repeats) for name in SETTINGS}
-    path = (arguments.smoke or RESULTS) / "critic_free_speed.json"
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    repeats = 1 if arguments.smoke else arguments.repeats
+    stored = {title: measure(variants, net_arch, repeats) for title, (variants, net_arch) in settings.items()}
+    path = (arguments.smoke or RESULTS) / f"{name}.json"
     path.write_text(json.dumps({**stored, "versions": versions}, indent=1) + "\n")
-    for setting, results in stored.items():
-        show(setting, results)
+    for title, results in stored.items():
+        show(title, results)
+
+
+def main() -> None:
+    """Measure all settings, then show them."""
+    measure_all(__doc__, "critic_free_speed", {title: (VARIANTS, net_arch) for title, net_arch in SETTINGS.items()})
 
 
 if __name__ == "__main__":
