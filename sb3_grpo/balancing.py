@@ -66,5 +66,25 @@ class RelativePenalty(Balancer):
         return GroupWeights(group_weights(slope, scores.shares, scores.advantage_scale, coef), coef)
 
 
+class GapOdds(Balancer):
+    """
+    Odds that grow exponentially with what is behind: ``share_i exp(-group_coef * R_i)``, normalised, none below 0.01.
+
+    With ``group_score="gap"`` these are the odds that the sampling rule of DRATS (https://arxiv.org/abs/2605.14350) moves
+    towards, with ``group_coef`` 16 in its public code. It gives nearly all effort to the groups with the largest gaps, also
+    to those that have not had a success yet: meant for :class:`~sb3_grpo.task_sampling.TaskSamplingCallback`.
+    """
+
+    FLOOR = 0.01
+
+    def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:
+        """Weigh the groups of one rollout, see :class:`Balancer`."""
+        coef = self.group_coef(progress_remaining)
+        # in relation to the group that is furthest behind, so that nothing overflows
+        odds = scores.shares * np.exp(-coef * (scores.scores - scores.scores.min()))
+        odds = (odds / odds.sum()).clip(self.FLOOR)
+        return GroupWeights(odds / odds.sum() / scores.shares, coef)
+
+
 # Values of the argument `balancer`
-BALANCERS: dict[str, type[Balancer]] = {"relative_penalty": RelativePenalty}
+BALANCERS: dict[str, type[Balancer]] = {"relative_penalty": RelativePenalty, "gap_odds": GapOdds}

@@ -8,7 +8,7 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_grpo.balancing import BALANCERS, Balancer, GroupWeights, RelativePenalty
+from sb3_grpo.balancing import BALANCERS, Balancer, GapOdds, GroupWeights, RelativePenalty
 from sb3_grpo.losses import (
     clipped_surrogate,
     group_penalty,
@@ -352,3 +352,37 @@ def test_a_group_without_advantages_keeps_its_weight(coef):
     balance = balanced(np.array([0, 0, 1, 1]), array(5, 5, 0, 1), array(0, 1), coef)
     # and the other has nothing to be compared with
     assert balance.weights.tolist() == [1, 1]
+
+
+class TestGapOdds:
+    @staticmethod
+    def weights(coef, counts, scores):
+        n_groups = len(counts)
+        given = GroupScores(np.arange(n_groups), array(*counts), array(*scores), 1.0, np.ones(n_groups), 0.0)
+        return GapOdds(lambda progress: coef)(given, 1.0).weights
+
+    def test_by_hand(self):
+        """Odds 1/4 e^2 and 3/4, divided by their sum and by the shares."""
+        total = np.exp(2) / 4 + 3 / 4
+        np.testing.assert_allclose(self.weights(2.0, (5, 15), (-1, 0)), [np.exp(2) / total, 1 / total])
+
+    def test_the_floor(self):
+        """0.01 beside 0.99 and more, and divided by their sum."""
+        np.testing.assert_allclose(self.weights(1000.0, (10, 10), (-1, 0)), array(1, 0.01) / 1.01 / 0.5)
+
+    @given(
+        st.floats(0, 50),
+        st.lists(st.tuples(st.integers(1, 1000), st.floats(-1, 0)), min_size=1, max_size=6),
+    )
+    def test_invariants(self, coef, groups):
+        """The mean over steps is 1, and above the floor who is further behind has no smaller weight."""
+        counts, scores = zip(*groups, strict=True)
+        weights, shares = self.weights(coef, counts, scores), array(*counts) / sum(counts)
+        assert (weights * shares).sum() == pytest.approx(1)
+        odds = weights * shares
+        if odds.min() > 0.0101:
+            by_score = weights[np.argsort(scores, kind="stable")]
+            assert (np.diff(by_score) <= 1e-9).all()
+
+    def test_without_a_coefficient_all_weights_are_1(self):
+        np.testing.assert_allclose(self.weights(0.0, (5, 15, 30), (-1, 0, -0.5)), 1)

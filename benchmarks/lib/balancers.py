@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import softmax
 
 from sb3_grpo import balancing
-from sb3_grpo.balancing import Balancer, GroupWeights
+from sb3_grpo.balancing import Balancer, GapOdds, GroupWeights
 from sb3_grpo.scores import GroupScores
 
 
@@ -24,16 +24,17 @@ class Softmax(Balancer):
         return GroupWeights(softmax(np.log(scores.shares) + behind) / scores.shares, coef)
 
 
-class GapOdds(Balancer):
+class ImprovementOdds(Balancer):
     """
-    Hold odds that move towards ``share_i exp(eta * gap_i)`` by a step of 0.2, none below ``FLOOR``.
+    Improvement-aware weights after MT-GRPO (https://arxiv.org/abs/2602.05547), for ``group_score="gap"``.
 
-    The rule of DRATS (https://arxiv.org/abs/2605.14350), for ``group_score="gap"``.
+    Odds that move by a step of 0.2 towards ``share_i exp(group_coef * behind_i)``, none below ``FLOOR``. What is behind is
+    what has a gap and what has not improved since the last rollout: the gap minus the improvement.
 
-    :param group_coef: eta, how sharply the odds follow what is behind
+    :param group_coef: how sharply the odds follow what is behind
     """
 
-    STEP, FLOOR = 0.2, 0.01
+    STEP, FLOOR = 0.2, GapOdds.FLOOR
 
     def __init__(self, group_coef: Callable[[float], float]):
         super().__init__(group_coef)
@@ -42,39 +43,17 @@ class GapOdds(Balancer):
 
     def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:
         """Weigh the groups of one rollout, see ``Balancer``."""
-        coef = self.group_coef(progress_remaining)
-        for group, behind in zip(scores.groups.tolist(), self.behind(scores).tolist(), strict=True):
+        coef, groups, now = self.group_coef(progress_remaining), scores.groups.tolist(), scores.scores
+        before = np.array([self.last_scores.get(group, now[place]) for place, group in enumerate(groups)])
+        for group, behind in zip(groups, (before - 2 * now).tolist(), strict=True):
             self.log_odds[group] = (1 - self.STEP) * self.log_odds.get(group, 0.0) + self.STEP * coef * behind
-        self.last_scores.update(zip(scores.groups.tolist(), scores.scores.tolist(), strict=True))
-        log_odds = np.array([self.log_odds[group] for group in scores.groups.tolist()])
+        self.last_scores.update(zip(groups, now.tolist(), strict=True))
+        log_odds = np.array([self.log_odds[group] for group in groups])
         odds = softmax(np.log(scores.shares) + log_odds).clip(self.FLOOR)
         return GroupWeights(odds / odds.sum() / scores.shares, coef)
 
-    def behind(self, scores: GroupScores) -> np.ndarray:
-        """
-        Compute how far each group is behind.
 
-        :param scores: how the groups compare; with ``group_score="gap"`` minus the gaps, from -1 to 0
-        :return: shape ``(K,)``
-        """
-        return -scores.scores
-
-
-class ImprovementOdds(GapOdds):
-    """
-    Improvement-aware weights after MT-GRPO (https://arxiv.org/abs/2602.05547), for ``group_score="gap"``.
-
-    What is behind is also what has not improved since the last rollout: the gap minus the improvement.
-    """
-
-    def behind(self, scores: GroupScores) -> np.ndarray:
-        """Compute how far each group is behind, see :class:`GapOdds`."""
-        now = scores.scores
-        before = np.array([self.last_scores.get(group, now[place]) for place, group in enumerate(scores.groups.tolist())])
-        return -now - (now - before)
-
-
-RULES: dict[str, type[Balancer]] = {"softmax": Softmax, "gap_odds": GapOdds, "improvement_odds": ImprovementOdds}
+RULES: dict[str, type[Balancer]] = {"softmax": Softmax, "improvement_odds": ImprovementOdds}
 
 
 def register() -> None:

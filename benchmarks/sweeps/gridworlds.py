@@ -10,6 +10,8 @@ Part "linear": the policy has no hidden layer.
 - PPO: tasks are drawn with equal probabilities
 - PPO, gap sampling: with the published rule
 - PPO, task sampling: with this package's ``TaskSamplingCallback``
+- PPO, sampling by gap odds: with ``TaskSamplingCallback`` and ``balancer="gap_odds"``, which holds the odds that the published
+  rule moves towards
 - heads: GRPO with a head per task, which shares nothing with the others
 - splitting: GRPO that begins with one group, and may split it until each task has a head. Until the first split it is PPO
 
@@ -51,6 +53,11 @@ PUBLISHED_AT = (125_000, 320_000)  # steps at which the paper has figures
 SOLVED = 0.95
 
 
+def sampling_by_gap_odds() -> TaskSamplingCallback:
+    """Return the callback that samples tasks by the rule of DRATS, with the sharpness of its public code."""
+    return TaskSamplingCallback(16.0, uniform_share=0.1, balancer="gap_odds", group_score="gap")
+
+
 ROUTER: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=(N_CELLS, N_CELLS + N_TASKS)))
 HEADS = {**ROUTER, **FIXED_GROUPS}
 NO_BALANCE = {**HEADS, "group_coef": 0.0}
@@ -60,6 +67,7 @@ PARTS: dict[str, dict[str, Method]] = {
         "PPO": Method(PPO),
         "PPO, gap sampling": Method(PPO, {}, [GapSamplingCallback]),
         "PPO, task sampling": Method(PPO, {}, [TaskSamplingCallback]),
+        "PPO, sampling by gap odds": Method(PPO, {}, [sampling_by_gap_odds]),
         "heads, lambda 0": Method(GRPO, NO_BALANCE),
         "heads": Method(GRPO, HEADS),
         "heads, task sampling": Method(GRPO, HEADS, [TaskSamplingCallback]),

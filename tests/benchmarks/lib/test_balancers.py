@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.lib.balancers import RULES, GapOdds, ImprovementOdds, register
-from sb3_grpo.balancing import BALANCERS, RelativePenalty
+from benchmarks.lib.balancers import RULES, ImprovementOdds, register
+from sb3_grpo.balancing import BALANCERS, GapOdds, RelativePenalty
 from sb3_grpo.scores import GroupScores
 
 
@@ -15,23 +15,23 @@ def scores_of(*gaps: float) -> GroupScores:
     return GroupScores(np.arange(n_groups), np.ones(n_groups), -np.array(gaps), 1.0, np.ones(n_groups), 0.0)
 
 
-def ratio(rule: GapOdds, *gaps: float) -> float:
+def ratio(rule: ImprovementOdds, *gaps: float) -> float:
     """Weight of the first of two groups, divided by that of the second."""
     weights, _ = rule(scores_of(*gaps), 1.0)
     assert weights.mean() == pytest.approx(1)
     return float(weights[0] / weights[1])
 
 
-def test_gap_odds_move_by_a_fifth() -> None:
-    rule = GapOdds(lambda progress: 4.0)
-    # log odds 0.2 * 4 * 1, then 0.8 * 0.8 + 0.2 * 4 * 0.5
+def test_improvement_odds_move_by_a_fifth() -> None:
+    rule = ImprovementOdds(lambda progress: 4.0)
+    # log odds 0.2 * 4 * 1, then 0.8 * 0.8 + 0.2 * 4 * (0.5 - 0.5)
     assert ratio(rule, 1, 0) == pytest.approx(math.exp(0.8))
-    assert ratio(rule, 0.5, 0) == pytest.approx(math.exp(0.64 + 0.4))
+    assert ratio(rule, 0.5, 0) == pytest.approx(math.exp(0.64))
 
 
-def test_gap_odds_have_a_floor() -> None:
+def test_improvement_odds_have_a_floor() -> None:
     # 0.01 beside nearly 1
-    assert ratio(GapOdds(lambda progress: 100.0), 1, 0) == pytest.approx(100, rel=1e-6)
+    assert ratio(ImprovementOdds(lambda progress: 100.0), 1, 0) == pytest.approx(100, rel=1e-6)
 
 
 def test_improvement_odds_favour_who_does_not_improve() -> None:
@@ -43,4 +43,4 @@ def test_improvement_odds_favour_who_does_not_improve() -> None:
 
 def test_registered_rules_stand_beside_the_package_s() -> None:
     register()
-    assert {"relative_penalty": RelativePenalty, **RULES} == BALANCERS
+    assert {"relative_penalty": RelativePenalty, "gap_odds": GapOdds, **RULES} == BALANCERS
