@@ -32,7 +32,7 @@ NOT_RUN = {
     "minigrid_sparse": 40,
     "regrouping_long": 10,
     "eight_tasks_fixed": 80,
-    "gridworlds_linear": 195,
+    "gridworlds_linear": 190,
     "critic_free_classic": 145,
     "delayed_rewards": 150,
 }
