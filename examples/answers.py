@@ -8,7 +8,7 @@ With care ``c`` and polish ``p``, accuracy is ``1 - (1 - c)^2``, fluency ``1 - (
 The best sum has ``c = p = 3/4``, where speed is 1/4. The best worst objective has ``c = p = (3 - sqrt 5) / 2``, where all of
 them are ``(sqrt 5 - 1) / 2 = 0.618``.
 
-``python examples/answers.py`` (half a minute)
+``python examples/answers.py`` (a quarter of a minute)
 """
 
 from typing import Any
@@ -79,7 +79,7 @@ def make_model(algorithm: type[PPO], seed: int = 0, **kwargs: Any) -> PPO:
     )
 
 
-def main(total_timesteps: int = 60_000) -> dict[str, list[float]]:
+def main(total_timesteps: int = 40_000) -> dict[str, list[float]]:
     """
     Train PPO and GRPO, and print what an answer brings.
 

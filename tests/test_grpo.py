@@ -459,7 +459,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     (dict(group_coef=None), r"`group_coef` must be .* got None"),
     (dict(router="nearest"), r"`router` must be one of .* got 'nearest'"),
     (dict(router_kwargs=dict(cells=3)), r"`router_kwargs` .*'cells': 3.* do not fit router 'random'"),
-    (dict(group_score="median"), r"`group_score` must be one of \['return', .*\], got 'median'"),
+    (dict(group_score="median"), r"`group_score` must be one of \['return', .*\], or None, got 'median'"),
     (dict(group_scale="iqr"), r"`group_scale` must be one of \['std', 'range'\], got 'iqr'"),
     (dict(merge_kl=-0.1), r"`merge_kl` must be finite and at least 0, or None, got -0.1"),
     (dict(split_kl=math.inf), r"`split_kl` must be finite and at least 0, or None, got inf"),
