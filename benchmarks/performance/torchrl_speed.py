@@ -67,13 +67,12 @@ def run_torchrl(seed: int, total_timesteps: int) -> Run:
     :param total_timesteps: environment steps
     :return: as :func:`run_sb3`
     """
-    # an optional package
-    from tensordict.nn import TensorDictModule  # noqa: PLC0415
-    from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer  # noqa: PLC0415
-    from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement  # noqa: PLC0415
-    from torchrl.envs import GymEnv, SerialEnv  # noqa: PLC0415
-    from torchrl.modules import OneHotCategorical, ProbabilisticActor  # noqa: PLC0415
-    from torchrl.objectives.llm import MCAdvantage  # noqa: PLC0415
+    from tensordict.nn import TensorDictModule  # noqa: PLC0415 (not a dependency)
+    from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer  # noqa: PLC0415 (not a dependency)
+    from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement  # noqa: PLC0415 (not a dependency)
+    from torchrl.envs import GymEnv, SerialEnv  # noqa: PLC0415 (not a dependency)
+    from torchrl.modules import OneHotCategorical, ProbabilisticActor  # noqa: PLC0415 (not a dependency)
+    from torchrl.objectives.llm import MCAdvantage  # noqa: PLC0415 (not a dependency)
 
     th.manual_seed(seed)
     env = SerialEnv(N_ENVS, lambda: GymEnv("CartPole-v1", device="cpu"))

@@ -1,5 +1,7 @@
 """What is recorded of objectives, against SB3's buffer and a plain loop."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -10,14 +12,22 @@ from objectives.rewards import NAMES, make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_grpo import GRPO
-from sb3_grpo.objectives.recording import generalized_advantages
+from sb3_grpo.objectives.recording import ObjectiveRecorder, ObjectiveRollout, generalized_advantages
 
 N_STEPS, N_ENVS = 16, 2
 
 
-def make_model(**kwargs: object) -> GRPO:
-    arguments = {**dict(n_steps=N_STEPS, batch_size=16, n_epochs=1, seed=0, device="cpu", gamma=0.9), **kwargs}
-    return GRPO("MlpPolicy", make_env(), group_by="objectives", policy_kwargs=dict(net_arch=[8]), **arguments)  # type: ignore[arg-type]  # a dict of arguments
+def make_model() -> GRPO:
+    arguments: dict[str, Any] = dict(n_steps=N_STEPS, batch_size=16, n_epochs=1, seed=0, device="cpu", gamma=0.9)
+    return GRPO("MlpPolicy", make_env(), group_by="objectives", policy_kwargs=dict(net_arch=[8]), **arguments)
+
+
+def recorded(n_rollouts: int = 1) -> tuple[GRPO, ObjectiveRecorder, ObjectiveRollout]:
+    """A model that was trained, and what a recorder saw of its last rollout."""
+    model, recorder = make_model(), ObjectiveRecorder(NAMES)
+    model.learn(n_rollouts * N_STEPS * N_ENVS, recorder)
+    assert recorder.rollout is not None
+    return model, recorder, recorder.rollout
 
 
 @given(
@@ -45,11 +55,9 @@ def test_each_objective_has_the_advantages_of_sb3(
 
 
 def test_what_a_training_records() -> None:
-    model = make_model()
     # values are 0 in the first rollout
-    model.learn(2 * N_STEPS * N_ENVS)
-    buffer, kind = model.rollout_buffer, model._kind
-    rollout = kind.recorder.rollout  # type: ignore[attr-defined]  # of ObjectiveRecorder
+    model, _, rollout = recorded(n_rollouts=2)
+    buffer = model.rollout_buffer
     assert rollout.paid.shape == (N_STEPS, N_ENVS, 3)
     # SB3's buffer has the sums, its rewards with the sum of the values where a time limit ended an episode
     flat = buffer.flat_rewards().reshape(N_ENVS, N_STEPS).T
@@ -66,10 +74,8 @@ def test_what_a_training_records() -> None:
 
 
 def test_entries_are_objective_by_objective() -> None:
-    model = make_model()
-    model.learn(N_STEPS * N_ENVS)
-    outcome = model._kind.outcome(model.rollout_buffer)
-    paid = model._kind.recorder.rollout.paid  # type: ignore[attr-defined]  # of ObjectiveRecorder
+    model, recorder, rollout = recorded()
+    outcome, paid = recorder.outcome_of_objectives(model.rollout_buffer), rollout.paid
     n = N_STEPS * N_ENVS
     assert outcome.cells.tolist() == [0] * n + [1] * n + [2] * n
     for objective in range(3):
@@ -81,10 +87,8 @@ def test_entries_are_objective_by_objective() -> None:
 
 
 def test_episodes_by_hand() -> None:
-    model = make_model()
-    model.learn(N_STEPS * N_ENVS)
-    paid = model._kind.recorder.rollout.paid  # type: ignore[attr-defined]  # of ObjectiveRecorder
-    episodes = model._kind.outcome(model.rollout_buffer).episodes
+    model, recorder, rollout = recorded()
+    paid, episodes = rollout.paid, recorder.outcome_of_objectives(model.rollout_buffer).episodes
     found = dict(
         zip(episodes.steps.tolist(), zip(episodes.returns, episodes.lengths, episodes.truncated, strict=True), strict=True)
     )
@@ -99,7 +103,7 @@ def test_episodes_by_hand() -> None:
 
 def test_without_a_training_there_is_nothing() -> None:
     with pytest.raises(RuntimeError, match="train with `learn`"):
-        make_model()._kind.outcome(make_model().rollout_buffer)
+        ObjectiveRecorder(NAMES).outcome_of_objectives(make_model().rollout_buffer)
 
 
 def test_names_of_the_environment() -> None:
