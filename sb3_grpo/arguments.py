@@ -506,6 +506,11 @@ def check_built(model: Any) -> None:
             "`advantage_estimator`, `group_size` and `estimator_kwargs` of a model that is built cannot be assigned, got "
             f"{given} instead of {model.built_estimator}; give them to `load`"
         )
+    if model.normalizes_by_group and model.policy.value_scale is None:
+        raise ValueError(
+            "`normalize_advantage` of a model whose values have no scale cannot be assigned, got "
+            f"{model.normalize_advantage!r}; give it to `load`"
+        )
     if model.n_steps != model.rollout_buffer.buffer_size:
         raise ValueError(
             f"`n_steps` of a model that is built cannot be assigned, since its rollout buffer holds "

@@ -410,7 +410,8 @@ class GRPO(ModelFiles):
         n_groups, advantages, divisors = int(cell_to_group.max()) + 1, outcome.advantages, None
         if experience.divisors is not None:
             divisors = group_means(experience.divisors, groups, np.bincount(groups, minlength=n_groups))
-        elif policy.value_scale is not None and self.normalizes_by_group:
+        elif self.normalizes_by_group:
+            assert policy.value_scale is not None
             with interrupts_delayed():
                 policy.value_scale.update(outcome.returns, self._kind.value_heads(outcome.cells), policy.value_net)
             per_scale = self.score_history.reward_scale.inverse_of_groups(cell_to_group, n_groups)

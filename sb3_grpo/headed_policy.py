@@ -293,7 +293,7 @@ def fit_state(policy: HeadedPolicy, state_dict: Mapping[str, Any], strict: bool)
     if policy.value_scale is not None:
         if scales is None:
             # values in units of the returns, whose scale is estimated anew
-            scales = th.ones(policy.n_heads)
+            scales = th.ones_like(policy.value_scale.scale)
             policy.value_scale.count.zero_()
         state["value_scale.scale"] = scales
     elif scales is not None:

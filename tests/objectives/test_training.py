@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -18,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_grpo import GRPO, GroupEvalCallback, ObjectivesWrapper, evaluate_groups
 from sb3_grpo.buffers import Rollout
 from sb3_grpo.group_kinds import ObjectiveGroups
+from sb3_grpo.objectives.recording import ObjectiveRollout
 from sb3_grpo.recording import EndedEpisodes, Outcome
 
 N_STEPS = 32
@@ -75,8 +77,7 @@ def test_without_normalisation_and_balance_it_is_the_sum() -> None:
         # a third of the value in each objective
         grpo.policy.value_net.weight.copy_(critic.weight.expand(3, -1) / 3)
         grpo.policy.value_net.bias.copy_(critic.bias.expand(3) / 3)
-    before = actor(grpo)
-    before = {name: value.copy() for name, value in before.items()}
+    before = copy.deepcopy(actor(grpo))
     grpo.learn(1)
     for name, value in actor(grpo).items():
         np.testing.assert_allclose(value, ppo.policy.state_dict()[name], atol=1e-6, err_msg=name)
@@ -85,13 +86,9 @@ def test_without_normalisation_and_balance_it_is_the_sum() -> None:
 
 def test_joining_by_hand() -> None:
     """Two objectives, two steps: the advantages of each times the weight of its objective."""
-
-    class Recorded:
-        rollout = type("Recorded", (), {"values": np.array([[[1.0, 10.0]], [[2.0, 20.0]]])})()
-
-    kind = ObjectiveGroups(make_model().policy, ["a", "b"])
-    kind.recorder = Recorded()  # type: ignore[assignment]  # all that is asked for
-    none = np.empty(0)
+    kind, none = ObjectiveGroups(make_model().policy, ["a", "b"]), np.empty(0)
+    values = np.array([[[1.0, 10.0]], [[2.0, 20.0]]])
+    kind.recorder.rollout = ObjectiveRollout(paid=none, rewards=none, values=values, advantages=none, returns=none)
     outcome = Outcome(
         np.array([0, 0, 1, 1]), np.array([5.0, 6.0, 7.0, 8.0]), none, none, none, EndedEpisodes(none, none, none, none)
     )
@@ -258,13 +255,15 @@ def test_environments_that_are_refused() -> None:
 
 
 def test_a_step_without_objectives_is_refused() -> None:
-    """A wrapper around the environment that forgets them."""
-    env = make_env()
-    wrapped = env.envs[0]  # type: ignore[attr-defined]  # of DummyVecEnv
-    step = wrapped.step
-    wrapped.step = lambda action: (*step(action)[:4], {})
-    with pytest.raises(ValueError, match=r"environments \[0\] do not"):
-        make_model(env).learn(1)
+
+    class Forgetful(gym.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            return (*self.env.step(action)[:4], {})
+
+    complete = ObjectivesWrapper(Journey(), NAMES)
+    envs: list[Any] = [lambda: complete, lambda: Forgetful(ObjectivesWrapper(Journey(), NAMES))]
+    with pytest.raises(ValueError, match=r"environments \[1\] do not"):
+        make_model(DummyVecEnv(envs)).learn(1)
 
 
 def test_rewards_that_float32_does_not_hold_are_refused() -> None:
@@ -280,6 +279,17 @@ def test_advantages_that_overflow_are_refused() -> None:
         model.learn(1)
     for name, value in actor(model).items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def test_normalisation_cannot_be_assigned_to_values_without_a_scale(tmp_path: Path) -> None:
+    model = make_model(normalize_advantage=False).learn(1)
+    model.normalize_advantage = True
+    with pytest.raises(ValueError, match=r"`normalize_advantage` .* cannot be assigned, got True; give it to `load`"):
+        model.learn(1)
+    model.normalize_advantage = False
+    model.save(tmp_path / "model")
+    loaded = GRPO.load(tmp_path / "model", make_env(), normalize_advantage=True).learn(1)
+    assert loaded.policy.value_scale is not None
 
 
 def test_group_by_of_a_built_model(tmp_path: Path) -> None:

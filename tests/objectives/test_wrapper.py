@@ -13,15 +13,17 @@ from sb3_grpo import ObjectivesWrapper
 HALF = np.array([0.5], dtype=np.float32)
 
 
-def first_step(env: ObjectivesWrapper) -> tuple[Any, dict[str, Any], np.ndarray]:
+def first_step(journey: Journey, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any], np.ndarray]:
+    """Reward and info of a step in the wrapped environment, and its objectives by hand."""
+    env = ObjectivesWrapper(journey, *args, **kwargs)
     env.reset(seed=0)
-    before = env.unwrapped.before  # type: ignore[attr-defined]  # of Journey
+    parts = np.array([0.5, -0.25, 1 - abs(0.5 - journey.before)])
     _, reward, _, _, info = env.step(HALF)
-    return reward, info, np.array([0.5, -0.25, 1 - abs(0.5 - before)])
+    return reward, info, parts
 
 
 def test_vector_reward_becomes_its_sum() -> None:
-    reward, info, parts = first_step(ObjectivesWrapper(Journey(), NAMES))
+    reward, info, parts = first_step(Journey(), NAMES)
     np.testing.assert_allclose(info["objectives"], parts)
     assert isinstance(reward, float)
     assert reward == pytest.approx(parts.sum())
@@ -29,13 +31,13 @@ def test_vector_reward_becomes_its_sum() -> None:
 
 @pytest.mark.parametrize("where", ["vector", "numbers"])
 def test_parts_in_info_leave_the_reward(where: str) -> None:
-    reward, info, parts = first_step(ObjectivesWrapper(Journey(where=where), NAMES, key="parts"))
+    reward, info, parts = first_step(Journey(where=where), NAMES, key="parts")
     np.testing.assert_allclose(info["objectives"], parts)
     assert reward == 0.5
 
 
 def test_named_parts_are_taken_in_the_order_of_the_names() -> None:
-    _, info, parts = first_step(ObjectivesWrapper(Journey(where="numbers"), ["comfort", "speed"], key="parts"))
+    _, info, parts = first_step(Journey(where="numbers"), ["comfort", "speed"], key="parts")
     np.testing.assert_allclose(info["objectives"], parts[[2, 0]])
 
 
