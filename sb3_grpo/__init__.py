@@ -3,6 +3,8 @@
 from sb3_grpo.callbacks import GroupEvalCallback, RegroupCallback, plot_regrouping
 from sb3_grpo.diagnostics import GroupRecord
 from sb3_grpo.envs import register_envs
+from sb3_grpo.envs.multi_task import MultiTaskEnv, add_tasks
+from sb3_grpo.episode_log import EpisodeLogCallback
 from sb3_grpo.evaluation import GroupEvaluation, evaluate_groups
 from sb3_grpo.grpo import GRPO
 from sb3_grpo.objectives import ObjectivesWrapper
@@ -16,12 +18,14 @@ from sb3_grpo.vec_env import (
     adapt_vector_env,
     check_shared_start,
     make_group_vec_env,
+    make_multi_task_vec_env,
 )
 
 __version__ = "0.1.0"
 __all__ = [
     "GRPO",
     "CnnPolicy",
+    "EpisodeLogCallback",
     "GroupEvalCallback",
     "GroupEvaluation",
     "GroupRecord",
@@ -29,15 +33,18 @@ __all__ = [
     "LeanVecEnv",
     "MlpPolicy",
     "MultiInputPolicy",
+    "MultiTaskEnv",
     "ObjectivesWrapper",
     "RayVecEnv",
     "RegroupCallback",
     "RegroupEvent",
     "TaskSamplingCallback",
     "adapt_vector_env",
+    "add_tasks",
     "check_shared_start",
     "evaluate_groups",
     "make_group_vec_env",
+    "make_multi_task_vec_env",
     "plot_regrouping",
 ]
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from sb3_grpo.balancing import BALANCERS
 from sb3_grpo.buffers import GroupBufferMixin
+from sb3_grpo.env_tasks import TASK
 from sb3_grpo.episode_arguments import check_estimator
 from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.objectives.arguments import check_group_by
@@ -96,8 +97,8 @@ RULES: dict[str, Rule | KeyOf] = {
     "n_groups": or_none(Rule("an integer", is_integer)),
     "max_groups": or_none(Rule("an integer", is_integer)),
     "router": Rule(
-        f"one of {list(ROUTERS)} or a callable",
-        lambda value: value in ROUTERS if isinstance(value, str) else callable(value),
+        f"one of {[*ROUTERS, TASK]} or a callable",
+        lambda value: value in {*ROUTERS, TASK} if isinstance(value, str) else callable(value),
     ),
     "router_kwargs": or_none(MAPPING),
     "advantage_estimator": KeyOf(ESTIMATORS),

@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zipfile import BadZipFile
@@ -316,7 +316,7 @@ class RegroupCallback(BaseCallback):
         cell_to_group = model.policy.grouping.cell_to_group.tolist()
         model.regroup_history.append(as_regroup_event(event, self.num_timesteps, cell_to_group))
         if self.verbose >= 1:
-            print(describe_event(model.regroup_history[-1]))
+            print(describe_event(model.regroup_history[-1], model.task_names))
 
     def _log(self, divergences: Divergences) -> None:
         def record(name: str, value: float) -> None:
@@ -342,8 +342,9 @@ class RegroupCallback(BaseCallback):
         model, active = self._grpo, self._grpo.policy.grouping.active
         try:
             figures = {"kl": new_figure(6, 5), "timeline": new_figure(8, timeline_height(len(model.first_grouping)))}
-            draw_kl(figures["kl"].subplots(), divergences.between, active)
-            draw_timeline(figures["timeline"].subplots(), model.first_grouping, model.regroup_history, self.num_timesteps)
+            draw_kl(figures["kl"].subplots(), divergences.between, active, group_labels(model))
+            now, names = self.num_timesteps, model.task_names
+            draw_timeline(figures["timeline"].subplots(), model.first_grouping, model.regroup_history, now, names)
             for output in outputs:
                 for name, figure in figures.items():
                     output.writer.add_figure(f"groups/figure_{name}", figure, self.num_timesteps, close=False)
@@ -354,20 +355,24 @@ class RegroupCallback(BaseCallback):
         self._last_look, self._looks_since_picture = None, 0
 
 
-def describe_event(event: RegroupEvent) -> str:
+def describe_event(event: RegroupEvent, cell_names: Sequence[str] = ()) -> str:
     """
     Describe an event in one line: what happened, and why.
 
     :param event: from ``model.regroup_history``
+    :param cell_names: of the cells; empty: their numbers
     """
     stays, other = event.groups
     # an estimate can be below 0
     nats, when = f"{max(event.kl, 0):.2f} nats", f"after {event.timestep} steps"
-    if event.kind == "merge":
-        return f"merge of groups {stays} and {other} into {stays} {when}: their policies differ by {nats} only"
-    cells = [cell for cell, group in enumerate(event.cell_to_group) if group == other]
+    cells = [cell for cell, group in enumerate(event.cell_to_group) if group == (stays if event.kind == "merge" else other)]
     plural = "s" if len(cells) > 1 else ""
     named = f"cell{plural} {', '.join(map(str, cells))}" if len(cells) <= MAX_NAMED_CELLS else f"{len(cells)} of its cells"
+    if cell_names and len(cells) <= MAX_NAMED_CELLS:
+        named = ", ".join(cell_names[cell] for cell in cells)
+    if event.kind == "merge":
+        joined = f" ({named})" if cell_names else ""
+        return f"merge of groups {stays} and {other} into {stays}{joined} {when}: their policies differ by {nats} only"
     return f"split of group {stays} {when}: its cells differ by {nats}, group {other} gets {named}"
 
 
@@ -387,12 +392,21 @@ def plot_regrouping(model: Any, path: str | Path | None = None) -> "Figure":
         raise ValueError("`model` must have more than one head (`max_groups`), got 1: its groups cannot change")
     figure = new_figure(12, max(4, timeline_height(len(model.first_grouping))))
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    draw_timeline(left, model.first_grouping, model.regroup_history, model.num_timesteps)
+    draw_timeline(left, model.first_grouping, model.regroup_history, model.num_timesteps, model.task_names)
     divergences = model.regrouper.measure(model.policy, model.regroup_rule)
-    draw_kl(right, divergences.between, model.policy.grouping.active)
+    draw_kl(right, divergences.between, model.policy.grouping.active, group_labels(model))
     if path is not None:
         figure.savefig(path)
     return figure
+
+
+def group_labels(model: Any) -> list[str]:
+    """
+    Return a label of each group in use, made of the names of its tasks; none if they have no names.
+
+    :param model: a ``GRPO`` model
+    """
+    return [record.name for record in model.groups if record.name is not None]
 
 
 def contains_callback(callback: Any, kind: type[BaseCallback]) -> bool:

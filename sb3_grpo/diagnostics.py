@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_grpo.buffers import GroupBufferMixin, Rollout
+from sb3_grpo.env_tasks import label_cells
 from sb3_grpo.heads import split_heads
 from sb3_grpo.losses import approx_kl, group_penalty, relative_advantage_matrix
 from sb3_grpo.routing import NonFiniteError
@@ -30,7 +31,7 @@ class GroupRecord(NamedTuple):
     steps: int  # in the last rollout
     score: float  # mean over these steps; nan without steps
     weight: float  # factor on the group's policy-gradient loss; 1 = PPO
-    name: str | None = None  # of the objective; ``None`` where groups consist of decisions
+    name: str | None = None  # of the objective, or of its cells; ``None`` where they have none
 
 
 def group_records(
@@ -41,16 +42,25 @@ def group_records(
 
     :param cell_to_group: group of each cell
     :param stats: group, steps, score and weight of the groups that had steps in the last rollout
-    :param names: of the groups; empty: they have none
+    :param names: of the cells; empty: they have none
     """
-    cells = {group: [c for c, g in enumerate(cell_to_group) if g == group] for group in sorted(set(cell_to_group))}
+    cells = cells_of_groups(cell_to_group)
     known = {group: numbers for group, *numbers in stats}
-    name_of, unknown = dict(enumerate(names)), (0, math.nan, 1.0)
+    unknown = (0, math.nan, 1.0)
     records = []
     for group, own in cells.items():
         steps, score, weight = known.get(group, unknown)
-        records.append(GroupRecord(group, own, int(steps), score, weight, name_of.get(group)))
+        records.append(GroupRecord(group, own, int(steps), score, weight, label_cells(own, names)))
     return records
+
+
+def cells_of_groups(cell_to_group: Sequence[int]) -> dict[int, list[int]]:
+    """
+    Return the cells of each group in use, in the order of the groups' numbers.
+
+    :param cell_to_group: group of each cell
+    """
+    return {group: [c for c, g in enumerate(cell_to_group) if g == group] for group in sorted(set(cell_to_group))}
 
 
 def explain_failure(policy: "GroupActorCriticPolicy", obs: PyTorchObs) -> None:

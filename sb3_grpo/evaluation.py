@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_grpo.env_tasks import env_has, task_names_of
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.objectives.wrapper import OBJECTIVES
 
@@ -30,26 +31,13 @@ class GroupEvaluation(NamedTuple):
     n_episodes: int
 
 
-def env_has(env: VecEnv, *names: str) -> bool:
-    """
-    Tell whether all environments have these attributes or methods.
-
-    :param env: vectorised environments; if they do not implement ``has_attr``, as simulators on a GPU, the answer is no
-    :param names: names of attributes and methods
-    """
-    try:
-        return all(env.has_attr(name) for name in names)
-    except NotImplementedError:
-        return False
-
-
 class EpisodeCollector:
     """
     Record the return and length of each episode by task, as a callback of SB3's ``evaluate_policy``.
 
     The task of an episode is ``info["task"]``, or without it the cell of the episode's first observation. If all
-    environments draw their tasks at random and have ``set_task`` (as those of this package), the tasks are scheduled
-    round-robin while the callback is used as a context manager, so that every task is played.
+    environments change their tasks and have ``set_task`` (as those of this package), the tasks are scheduled round-robin
+    while the callback is used as a context manager, so that every task is played.
 
     :param model: the agent; without ``info["task"]`` its policy needs a router
     :param env: the evaluation environments
@@ -62,30 +50,31 @@ class EpisodeCollector:
         self.env = env
         self.episodes: dict[TaskLabel, list[tuple[float, int]]] = {}  # return and length of each episode
         self._first_cells = np.zeros(env.num_envs, dtype=int)
-        self._round_robin = draws_tasks(env)
+        self._names = task_names_of(env)
+        self._choices = task_choices(env)  # to be restored; empty: tasks are not scheduled
         self._n_scheduled = 0
 
     def __enter__(self) -> "EpisodeCollector":
         try:
-            for index in range(self.env.num_envs if self._round_robin else 0):
+            for index in range(len(self._choices)):
                 self._schedule(index)
         except BaseException:
-            self._restore_random_tasks(ignore_dead=True)
+            self._restore_choices(ignore_dead=True)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore_random_tasks(ignore_dead=error is not None)
+        self._restore_choices(ignore_dead=error is not None)
 
-    def _restore_random_tasks(self, ignore_dead: bool) -> None:
+    def _restore_choices(self, ignore_dead: bool) -> None:
         """
-        Let the environments draw their tasks at random again.
+        Let the environments choose their tasks again as before.
 
         :param ignore_dead: suppress the errors of processes that have ended, because Ctrl-C ends those of ``SubprocVecEnv``
         """
-        if self._round_robin:
-            with interrupts_delayed(), suppress(*((OSError, EOFError) if ignore_dead else ())):
-                self.env.env_method("set_task", "random")
+        with interrupts_delayed(), suppress(*((OSError, EOFError) if ignore_dead else ())):
+            for index, choice in enumerate(self._choices):
+                self.env.env_method("set_task", choice, indices=index)
 
     def _schedule(self, index: int) -> None:
         """Set the task of the next episode of an environment."""
@@ -104,7 +93,7 @@ class EpisodeCollector:
         index, info = locals_["i"], locals_["info"]
         if locals_["current_lengths"][index] == 1:
             # set the task of the next episode, unless this is the last one that counts in this environment
-            if self._round_robin and locals_["episode_counts"][index] + 1 < locals_["episode_count_targets"][index]:
+            if self._choices and locals_["episode_counts"][index] + 1 < locals_["episode_count_targets"][index]:
                 self._schedule(index)
             if "task" not in info:
                 self._first_cells[index] = self._cells(locals_["observations"])[index]
@@ -117,6 +106,8 @@ class EpisodeCollector:
     def _add(self, index: int, info: dict[str, Any], episode_return: float, length: int) -> None:
         """Record an episode that has ended."""
         task = read_label(info.get("task", self._first_cells[index]))
+        if self._names and task in range(len(self._names)):
+            task = self._names[task]
         self.episodes.setdefault(task, []).append((episode_return, length))
 
     def _cells(self, observations: Any) -> np.ndarray:
@@ -127,7 +118,7 @@ class EpisodeCollector:
             return policy.grouping.router(obs_as_tensor(observations, policy.device)).cpu().numpy()
 
     def summarize(self) -> dict[TaskLabel, GroupEvaluation]:
-        """Return the statistics of each task or cell played so far, numbers sorted before names."""
+        """Return the statistics of each task or cell played so far, in the environments' order, or numbers before names."""
         summary = {}
         for task in self._in_order():
             returns, lengths = np.array(self.episodes[task]).T
@@ -137,7 +128,8 @@ class EpisodeCollector:
         return summary
 
     def _in_order(self) -> list[TaskLabel]:
-        return sorted(self.episodes, key=lambda task: (isinstance(task, str), task))
+        places = {name: place for place, name in enumerate(self._names)}
+        return sorted(self.episodes, key=lambda task: (places.get(task, len(places)), isinstance(task, str), task))
 
 
 class ObjectiveCollector(EpisodeCollector):
@@ -227,15 +219,16 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
 
 
-def draws_tasks(env: VecEnv) -> bool:
+def task_choices(env: VecEnv) -> list[str]:
     """
-    Tell whether all environments draw their tasks at random and let the task be set.
+    Return how each environment chooses its tasks: ``"random"`` or ``"in_turn"``; none unless all do, and let it be set.
 
     :param env: vectorised environments
     """
     if not env_has(env, "task_choice", "n_tasks", "set_task"):
-        return False
-    return all(isinstance(choice, str) and choice == "random" for choice in env.get_attr("task_choice"))
+        return []
+    choices = env.get_attr("task_choice")
+    return choices if all(isinstance(choice, str) for choice in choices) else []
 
 
 def enough_episodes(env: VecEnv, n_eval_episodes: int) -> int:
@@ -250,7 +243,7 @@ def enough_episodes(env: VecEnv, n_eval_episodes: int) -> int:
     :raises ValueError: if it is not an integer of at least 1
     """
     check_count("n_eval_episodes", n_eval_episodes, least=1)
-    least = max(env.get_attr("n_tasks")) if draws_tasks(env) else env.num_envs
+    least = max(env.get_attr("n_tasks")) if task_choices(env) else env.num_envs
     return max(n_eval_episodes, least)
 
 
@@ -272,8 +265,8 @@ def evaluate_groups(
         set) or of environments if it is smaller
     :param deterministic: whether to use deterministic actions
     :param warn: whether to warn if the environment has no ``Monitor`` wrapper, as ``evaluate_policy`` does
-    :return: mean and standard deviation of the returns, mean length and number of episodes, by label of the task, number
-        of the cell or name of the objective, for those that were played
+    :return: mean and standard deviation of the returns, mean length and number of episodes, by name of the task or its
+        label in ``info``, number of the cell or name of the objective, for those that were played
     :raises ValueError: if ``n_eval_episodes`` is below 1, if there is neither ``info["task"]`` nor a router, or if a label is
         neither a finite number nor a string
     """

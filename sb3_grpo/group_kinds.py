@@ -10,7 +10,8 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_grpo.balancing import GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, Rollout
-from sb3_grpo.diagnostics import check_finite, log_columns
+from sb3_grpo.diagnostics import cells_of_groups, check_finite, log_columns
+from sb3_grpo.env_tasks import label_cells
 from sb3_grpo.headed_policy import fit_router_and_route
 from sb3_grpo.objectives.recording import ObjectiveRecorder, by_objective
 from sb3_grpo.policies import GroupActorCriticPolicy
@@ -80,12 +81,14 @@ class DecisionGroups(GroupKind):
     Groups of decisions: the router says which cell an observation belongs to.
 
     :param policy: the policy
+    :param cell_names: of the cells; empty: they have none
     """
 
     recorder: RolloutRecorder
 
-    def __init__(self, policy: GroupActorCriticPolicy):
+    def __init__(self, policy: GroupActorCriticPolicy, cell_names: Sequence[str] = ()):
         super().__init__(policy)
+        self.cell_names = list(cell_names)
         self.recorder = RolloutRecorder()
 
     @property
@@ -111,7 +114,9 @@ class DecisionGroups(GroupKind):
     def log(self, logger: Logger, scores: GroupScores, weights: GroupWeights, history: ScoreHistory) -> None:
         """Log score, weight and share of the steps of each group, see :class:`GroupKind`."""
         columns = {"score": scores.scores, "weight": weights.weights, "share": scores.shares}
-        tags = {column: [f"groups/{column}_{group}" for group in scores.groups.tolist()] for column in columns}
+        cells = cells_of_groups(self.cell_to_group.tolist())
+        labels = [label_cells(cells[group], self.cell_names) or group for group in scores.groups.tolist()]
+        tags = {column: [f"groups/{column}_{label}" for label in labels] for column in columns}
         log_columns(logger, columns, tags)
 
 

@@ -32,6 +32,7 @@ from sb3_grpo.balancing import BALANCERS, GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, Rollout
 from sb3_grpo.callbacks import RegroupCallback, tell_interrupted, with_callbacks
 from sb3_grpo.diagnostics import GroupRecord, group_records, log_groups, log_policy, log_update
+from sb3_grpo.env_tasks import TASK, find_task
 from sb3_grpo.episode_arguments import check_episodes, check_reference
 from sb3_grpo.epochs import EpochLoop
 from sb3_grpo.estimators import ESTIMATORS, Experience
@@ -105,12 +106,13 @@ class GRPO(ModelFiles):
     :param max_groups: largest number of groups, at least ``n_groups``. ``None``: one per cell, but one if ``n_groups=1`` is
         given, and ``n_groups`` if groups never split (``split_kl=None``). To begin with one group that may split, give
         both: ``n_groups=1, max_groups=8``; until it splits it is PPO.
-    :param router: how an observation is assigned to its cell: ``"random"`` (Voronoi cells of the observation space),
-        ``"one_hot"``, ``"discrete"``, or a function that maps a batch of observations (tensor, or dict of tensors) to
-        integer cells of shape ``(B,)``. Give the router whenever you know what your tasks or phases are.
+    :param router: how an observation is assigned to its cell: ``"task"`` (by the task that it shows, in an environment such
+        as :class:`~sb3_grpo.envs.multi_task.MultiTaskEnv`, or as entry ``"task"`` of a Dict), ``"random"`` (Voronoi cells of
+        the observation space), ``"one_hot"``, ``"discrete"``, or a function that maps a batch of observations (tensor, or
+        dict of tensors) to integer cells of shape ``(B,)``. Give the router whenever you know what your tasks or phases are.
     :param router_kwargs: ``n_cells`` (random: default 8 or ``n_groups`` if that is more; callable: required),
-        ``columns=(start, stop)`` and ``hide`` (one_hot), ``key`` and ``hide`` (discrete); ``hide=True`` keeps what
-        names the cell from the policy's trunk
+        ``columns=(start, stop)`` and ``hide`` (one_hot), ``key`` and ``hide`` (discrete), ``hide`` (task); ``hide=True``
+        keeps what names the cell from the policy's trunk
     :param advantage_estimator: a key of :data:`sb3_grpo.estimators.ESTIMATORS`: ``"gae"``, as PPO; or without a critic, which
         compares episodes with each other: ``"outcome"`` and ``"process"`` (episodes that begin alike, see
         :func:`~sb3_grpo.vec_env.shared_start.make_group_vec_env`), ``"time_step"``
@@ -228,6 +230,8 @@ class GRPO(ModelFiles):
         check_episodes(self.env, self._estimator, self.n_steps)
         if self.group_by == "objectives":
             self.objective_names = read_objective_names(self.env, self.objective_names)
+        if self.router == TASK:
+            self._found_task = find_task(self.env, self.observation_space, self._found_task)
         policy_kwargs, self.policy_kwargs = self.policy_kwargs, {**self.policy_kwargs, **self._make_group_kwargs()}
         try:
             super()._setup_model()
@@ -246,7 +250,7 @@ class GRPO(ModelFiles):
         if not self._estimator.uses_critic:
             # without values the returns that the buffer computes are sums of rewards
             self.rollout_buffer.gae_lambda = 1.0
-        self._kind: GroupKind = DecisionGroups(self.policy)
+        self._kind: GroupKind = DecisionGroups(self.policy, self.task_names)
         if len(self.objective_names) > 1:
             self._kind = ObjectiveGroups(self.policy, self.objective_names)
         self.score_history = ScoreHistory(len(self._kind.cell_to_group)).to(self.device)
@@ -280,6 +284,8 @@ class GRPO(ModelFiles):
         check_episodes(self.env, self._estimator, self.n_steps)
         if self.group_by == "objectives":
             read_objective_names(self.env, self.objective_names)
+        if self.router == TASK:
+            find_task(self.env, self.observation_space, self._found_task)
         if not self._estimator.uses_critic and not self.rollout_buffer.full:
             # the last rollout was stopped, or another model played it: the running episodes have steps that were not recorded
             self._last_obs = None
@@ -332,7 +338,7 @@ class GRPO(ModelFiles):
     @property
     def groups(self) -> list[GroupRecord]:
         """One record per group in use, in the order of their numbers."""
-        return group_records(self._kind.cell_to_group.tolist(), self._group_stats, self.objective_names)
+        return group_records(self._kind.cell_to_group.tolist(), self._group_stats, self.objective_names or self.task_names)
 
     def train(self) -> None:
         """Update the policy with the rollout in the buffer: group, estimate, normalize, weigh, observe, update, log."""

@@ -13,6 +13,7 @@ from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_grpo.arguments import GroupArguments, refuse_change
+from sb3_grpo.env_tasks import TASK
 from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.grouping import default_groups
 from sb3_grpo.headed_policy import without_critic
@@ -67,6 +68,7 @@ class ModelFiles(GroupArguments, PPO):
         self._group_seed: int | None = None
         self.reference = None
         self.objective_names: list[str] = []  # empty where groups consist of decisions
+        self._found_task: dict[str, Any] = {}  # where observations show the task; empty unless the router is "task"
         self._next_episode = 0  # number of the next episode of every environment
         super().__init__(*args, **kwargs)
 
@@ -88,8 +90,11 @@ class ModelFiles(GroupArguments, PPO):
         n_groups, max_groups = (built.get(name, getattr(self, name)) for name in ("n_groups", "max_groups"))
         if self.group_by == "objectives":
             n_groups = max_groups = 1
-        kwargs = default_groups(self.router, self.router_kwargs, n_groups, max_groups, can_split=self.split_kl is not None)
-        router = make_router(self.router, self.observation_space, kwargs["router_kwargs"])
+        given, router_kwargs = self.router, self.router_kwargs
+        if given == TASK:
+            given, router_kwargs = self._found_task["router"], {**self._found_task["router_kwargs"], **(router_kwargs or {})}
+        kwargs = default_groups(given, router_kwargs, n_groups, max_groups, can_split=self.split_kl is not None)
+        router = make_router(given, self.observation_space, kwargs["router_kwargs"])
         fixed: dict[str, Any] = dict(n_groups=self.n_groups, max_groups=self.max_groups)
         fixed["group_by"] = self.group_by
         fixed["router"] = self.router if isinstance(self.router, str) else "a callable"
@@ -102,8 +107,13 @@ class ModelFiles(GroupArguments, PPO):
         self._built_groups = {**fixed, "scale_values": scale_values}
         # another number of heads would be another compilation
         all_heads = bool(self.compile)
-        own = dict(router=self.router, group_seed=self._group_seed, scale_values=scale_values, all_heads=all_heads)
+        own = dict(router=given, group_seed=self._group_seed, scale_values=scale_values, all_heads=all_heads)
         return {**kwargs, **own, "use_critic": use_critic, "n_objectives": max(1, len(self.objective_names))}
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, which are the cells; empty unless the router is ``"task"`` and tasks have names."""
+        return self._found_task.get("names", [])
 
     @property
     def normalizes_by_group(self) -> bool:

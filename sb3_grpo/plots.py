@@ -46,7 +46,7 @@ def timeline_height(n_cells: int) -> float:
     return min(max(3.0, 1.4 + 0.2 * n_cells), 6.0)
 
 
-def draw_kl(axes: "Axes", between: th.Tensor, groups: Sequence[int]) -> None:
+def draw_kl(axes: "Axes", between: th.Tensor, groups: Sequence[int], labels: Sequence[str] = ()) -> None:
     """
     Draw a heat map of the KL divergences between groups.
 
@@ -54,6 +54,7 @@ def draw_kl(axes: "Axes", between: th.Tensor, groups: Sequence[int]) -> None:
     :param between: nats, shape ``(K, K)``; NaN where nothing was measured. Negative estimates, which noise can cause, are
         shown as 0
     :param groups: the groups to show
+    :param labels: of these groups; empty: their numbers
     """
     values = between[list(groups)][:, list(groups)].cpu().numpy().clip(min=0)
     # the KL of a group from itself is 0 by definition
@@ -66,14 +67,16 @@ def draw_kl(axes: "Axes", between: th.Tensor, groups: Sequence[int]) -> None:
             axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=9, color=color)
     axes.set(xlabel="group", ylabel="group", title="KL between groups (nats)")
     shown = _labelled_rows(len(groups), MAX_NUMBERED_GROUPS)
-    names = [str(groups[index]) for index in shown]
-    axes.set_xticks(shown, names)
+    names = [labels[index] if labels else str(groups[index]) for index in shown]
+    axes.set_xticks(shown, names, rotation=30 if labels else 0)
     axes.set_yticks(shown, names)
     assert axes.figure is not None
     axes.figure.colorbar(image, ax=axes)
 
 
-def draw_timeline(axes: "Axes", start: Sequence[int], history: Sequence[RegroupEvent], now: int) -> None:
+def draw_timeline(
+    axes: "Axes", start: Sequence[int], history: Sequence[RegroupEvent], now: int, cell_names: Sequence[str] = ()
+) -> None:
     """
     Draw the group of each cell over time: one row per cell, one colour per group.
 
@@ -81,6 +84,7 @@ def draw_timeline(axes: "Axes", start: Sequence[int], history: Sequence[RegroupE
     :param start: group of each cell before the first event
     :param history: the events, in order
     :param now: number of environment steps so far; the time axis ends a little later
+    :param cell_names: of the cells; empty: their numbers
     """
     n_cells, times = len(start), [event.timestep for event in history]
     end = max(now, 1, *times) * (1 + AFTER_NOW)
@@ -95,9 +99,13 @@ def draw_timeline(axes: "Axes", start: Sequence[int], history: Sequence[RegroupE
     if len(history) <= MAX_LINES:
         for event in history:
             axes.axvline(event.timestep, color="black", linewidth=1, linestyle="-" if event.kind == "split" else ":")
-    axes.set(xlabel="environment steps", ylabel="cell", title="group of each cell (solid line: split, dotted: merge)")
+    axes.set(
+        xlabel="environment steps",
+        ylabel="task" if cell_names else "cell",
+        title="group of each cell (solid line: split, dotted: merge)",
+    )
     shown = _labelled_rows(n_cells, MAX_LABELLED_ROWS)
-    axes.set_yticks(shown, [str(cell) for cell in shown])
+    axes.set_yticks(shown, [cell_names[cell] if cell_names else str(cell) for cell in shown])
     if n_cells <= MAX_LABELLED_ROWS:
         axes.hlines(np.arange(1, n_cells) - 0.5, 0, end, colors="white", linewidth=1)
     right = axes.secondary_yaxis("right")

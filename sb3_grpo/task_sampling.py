@@ -14,8 +14,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_grpo.arguments import RULES, check_targets, targets_of
 from sb3_grpo.balancing import BALANCERS
+from sb3_grpo.env_tasks import env_has, task_names_of
 from sb3_grpo.estimators import ESTIMATORS
-from sb3_grpo.evaluation import env_has
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.recording import Outcome, RolloutRecorder
 from sb3_grpo.rules import NOT_NEGATIVE, KeyOf, Rule, check, is_number
@@ -205,7 +205,7 @@ class TaskSamplingCallback(RolloutRecorder):
         for name in ("get_task_probabilities", "set_task_probabilities"):
             if not env_has(env, name):
                 raise ValueError(f"TaskSamplingCallback needs environments with the method `{name}`")
-        self._base_by_env = base_probabilities(env)
+        self._base_by_env, self._names = base_probabilities(env), task_names_of(env)
         saved = getattr(self.model, "task_sampling_state", None) if self.model.num_timesteps > 0 else None
         if saved is not None:
             self._statistics = TaskStatistics.from_json(saved)
@@ -280,11 +280,14 @@ class TaskSamplingCallback(RolloutRecorder):
         columns = {"score": self._statistics.scores, "probability": self.probabilities, "share": step_shares}
         for name, values in columns.items():
             for task, value in enumerate(values.tolist()):
-                self.logger.record(f"tasks/{name}_{task}", value, exclude="stdout")
-        for name, drawn in {"most": self.probabilities.argmax(), "least": self.probabilities.argmin()}.items():
+                self.logger.record(f"tasks/{name}_{self._label(task)}", value, exclude="stdout")
+        for name, drawn in {"most": int(self.probabilities.argmax()), "least": int(self.probabilities.argmin())}.items():
             # printed only: two lines for any number of tasks
-            line = f"task {drawn} ({self.probabilities[drawn]:.0%})"
+            line = f"task {self._label(drawn)} ({self.probabilities[drawn]:.0%})"
             self.logger.record(f"tasks/drawn_{name}", line, exclude=("tensorboard", "csv", "json"))
+
+    def _label(self, task: int) -> int | str:
+        return self._names[task] if self._names else task
 
     def _outcome(self) -> Outcome:
         """Return what the steps of the rollout brought, with tasks as cells."""

@@ -17,14 +17,14 @@ LAYOUT: dict[str, dict[str, list[Any]]] = {
     },
     "Groups": {
         "number": ["Multiline", ["groups/n_active"]],
-        "scores": ["Multiline", [r"groups/score_\d+"]],
-        "weights": ["Multiline", [r"groups/weight_\d+"]],
-        "shares of the steps": ["Multiline", [r"groups/share_\d+"]],
+        "scores": ["Multiline", ["groups/score_.+"]],
+        "weights": ["Multiline", ["groups/weight_.+"]],
+        "shares of the steps": ["Multiline", ["groups/share_.+"]],
         "KL divergences": ["Multiline", ["groups/kl_within", "groups/kl_between"]],
     },
     "Tasks drawn at reset": {
-        "probabilities": ["Multiline", [r"tasks/probability_\d+"]],
-        "scores": ["Multiline", [r"tasks/score_\d+"]],
+        "probabilities": ["Multiline", ["tasks/probability_.+"]],
+        "scores": ["Multiline", ["tasks/score_.+"]],
     },
 }
 # HPARAMS: columns of metrics

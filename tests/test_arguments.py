@@ -64,7 +64,7 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "device": ('"auto" or a device that torch knows', ["gpu", 5.5, None, ["cpu"], "cuda:x"]),
     "n_groups": ("an integer, or None", [2.0, "2", NAN, True, [2]]),
     "max_groups": ("an integer, or None", [4.0, "4", True]),
-    "router": ("one of ['random', 'one_hot', 'discrete'] or a callable", ["nearest", "", None, 5, ["random"]]),
+    "router": ("one of ['random', 'one_hot', 'discrete', 'task'] or a callable", ["nearest", "", None, 5, ["random"]]),
     "router_kwargs": ("a dict whose keys are strings, or None", ["dict(n_cells=4)", [4], 5]),
     "advantage_estimator": ("one of ['gae', 'outcome', 'process', 'time_step']", ["GAE", "", None, 5, ["gae"], GAE]),
     "group_size": ("an integer of at least 2, or None", [1, 0, -2, 2.5, "8", True]),

@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str] | None] = {
     "saving": set(),
     "tensorboard": set(),
     "envs": set(),
-    "vec_env": set(),
+    "vec_env": {"envs"},
+    "env_tasks": set(),
     # what is known of rewards, values, groups and probes
     "reward_scale": set(),
     "episode_history": set(),
@@ -41,11 +42,11 @@ ALLOWED: dict[str, set[str] | None] = {
     "advantages": {"losses"},
     "recording": {"buffers"},
     "objectives": {"buffers", "recording"},
-    "evaluation": {"interrupts", "objectives"},
+    "evaluation": {"env_tasks", "interrupts", "objectives"},
     "estimators": {"buffers", "losses", "recording"},
     "scores": {"episode_history", "losses", "recording", "reward_scale"},
     "balancing": {"losses", "scores"},
-    "diagnostics": {"buffers", "heads", "losses", "routing"},
+    "diagnostics": {"buffers", "env_tasks", "heads", "losses", "routing"},
     # the policy, and what is done with it
     "headed_policy": {
         "buffers",
@@ -64,6 +65,7 @@ ALLOWED: dict[str, set[str] | None] = {
         "balancing",
         "buffers",
         "diagnostics",
+        "env_tasks",
         "headed_policy",
         "objectives",
         "policies",
@@ -80,6 +82,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "arguments": {
         "balancing",
         "buffers",
+        "env_tasks",
         "episode_arguments",
         "estimators",
         "objectives",
@@ -89,7 +92,8 @@ ALLOWED: dict[str, set[str] | None] = {
         "scores",
     },
     "callbacks": {"evaluation", "interrupts", "plots", "regroup_plan", "regrouping", "rules", "saving", "tensorboard"},
-    "task_sampling": {"arguments", "balancing", "estimators", "evaluation", "interrupts", "recording", "rules", "scores"},
+    "episode_log": {"env_tasks"},
+    "task_sampling": {"arguments", "balancing", "env_tasks", "estimators", "interrupts", "recording", "rules", "scores"},
     # the algorithm
     "model_files": BELOW,
     "grpo": BELOW,

@@ -9,3 +9,4 @@ def register_envs() -> None:
     gym.register("sb3_grpo/TaskAcrobot-v0", "sb3_grpo.envs.acrobot:TaskAcrobot", max_episode_steps=500)
     gym.register("sb3_grpo/TaskPendulum-v0", "sb3_grpo.envs.pendulum:TaskPendulum", max_episode_steps=200)
     gym.register("sb3_grpo/TaskLunarLander-v0", "sb3_grpo.envs.lunar_lander:TaskLunarLander", max_episode_steps=1000)
+    gym.register("sb3_grpo/MultiTask-v0", "sb3_grpo.envs.multi_task:MultiTaskEnv")

@@ -1,11 +1,10 @@
 """Define Acrobot with several tasks."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from gymnasium.envs.classic_control.acrobot import AcrobotEnv
 
-from sb3_grpo.envs.tasks import Task, TaskEnv
+from sb3_grpo.envs.tasks import Task, TaskEnv, Tasks
 
 # Three orders of the actions, in each of which another action pushes left, right or not at all
 THREE_ORDERS: tuple[Task, ...] = ({}, {"actions": (1, 2, 0)}, {"actions": (2, 0, 1)})
@@ -35,7 +34,7 @@ class TaskAcrobot(TaskEnv):
         "LINK_MASS_2": 1.0,
     }
 
-    def __init__(self, tasks: Sequence[Task] = THREE_ORDERS, render_mode: str | None = None, **kwargs: Any):
+    def __init__(self, tasks: Tasks = THREE_ORDERS, render_mode: str | None = None, **kwargs: Any):
         self.acrobot = AcrobotEnv(render_mode=render_mode)
         super().__init__(self.acrobot, tasks, **kwargs)
         for task in self.tasks:

@@ -1,11 +1,10 @@
 """Define CartPole with several tasks."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
-from sb3_grpo.envs.tasks import Task, TaskEnv
+from sb3_grpo.envs.tasks import Task, TaskEnv, Tasks
 
 # Two kinds of physics, each with normal and with inverted actions
 FOUR_TASKS: tuple[Task, ...] = (
@@ -40,7 +39,7 @@ class TaskCartPole(TaskEnv):
         "invert": False,
     }
 
-    def __init__(self, tasks: Sequence[Task] = FOUR_TASKS, render_mode: str | None = None, **kwargs: Any):
+    def __init__(self, tasks: Tasks = FOUR_TASKS, render_mode: str | None = None, **kwargs: Any):
         self.cartpole = CartPoleEnv(render_mode=render_mode)
         super().__init__(self.cartpole, tasks, **kwargs)
 

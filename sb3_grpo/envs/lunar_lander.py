@@ -1,11 +1,10 @@
 """Define LunarLander with several contexts of gravity and wind; needs ``gymnasium[box2d]``."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from gymnasium.envs.box2d.lunar_lander import LunarLander
 
-from sb3_grpo.envs.tasks import Task, TaskEnv
+from sb3_grpo.envs.tasks import Task, TaskEnv, Tasks
 
 FOUR_CONTEXTS: tuple[Task, ...] = (
     {},
@@ -37,9 +36,7 @@ class TaskLunarLander(TaskEnv):
         "turbulence_power": 0.0,
     }
 
-    def __init__(
-        self, tasks: Sequence[Task] = FOUR_CONTEXTS, render_mode: str | None = None, continuous: bool = False, **kwargs: Any
-    ):
+    def __init__(self, tasks: Tasks = FOUR_CONTEXTS, render_mode: str | None = None, continuous: bool = False, **kwargs: Any):
         self.lander = LunarLander(render_mode=render_mode, continuous=continuous)
         super().__init__(self.lander, tasks, **kwargs)
         for context in self.tasks:

@@ -1,11 +1,10 @@
 """Define Pendulum with several tasks."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
-from sb3_grpo.envs.tasks import Task, TaskEnv
+from sb3_grpo.envs.tasks import Task, TaskEnv, Tasks
 
 TWO_DIRECTIONS: tuple[Task, ...] = ({}, {"invert": True})
 
@@ -26,7 +25,7 @@ class TaskPendulum(TaskEnv):
     metadata = PendulumEnv.metadata
     TASK_DEFAULTS: ClassVar[dict[str, Any]] = {**TaskEnv.TASK_DEFAULTS, "g": 10.0, "m": 1.0, "l": 1.0, "invert": False}
 
-    def __init__(self, tasks: Sequence[Task] = TWO_DIRECTIONS, render_mode: str | None = None, **kwargs: Any):
+    def __init__(self, tasks: Tasks = TWO_DIRECTIONS, render_mode: str | None = None, **kwargs: Any):
         self.pendulum = PendulumEnv(render_mode=render_mode)
         super().__init__(self.pendulum, tasks, **kwargs)
 

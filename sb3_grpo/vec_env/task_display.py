@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_grpo.envs.task_observation import TASK, with_columns
+
 TaskLabel = int | float | str
-TASK = "task"  # key of the observation and of the infos
 
 
 class TaskDisplay:
@@ -98,12 +99,8 @@ class BoxDisplay(LabelledDisplay):
     """
 
     def __init__(self, space: spaces.Box, numbers: np.ndarray, labels: Sequence[TaskLabel]):
-        dtype: Any = space.dtype
-        columns = np.eye(len(labels), dtype=dtype)
-        low = np.concatenate([space.low, np.zeros_like(columns[0])])
-        high = np.concatenate([space.high, np.ones_like(columns[0])])
-        super().__init__(spaces.Box(low, high, dtype=dtype), numbers, labels)
-        self.columns = columns[numbers]
+        super().__init__(with_columns(space, len(labels)), numbers, labels)
+        self.columns = np.eye(len(labels), dtype=space.dtype)[numbers]
 
     def mark(self, observations: Any) -> Any:
         return np.concatenate([observations, self.columns], axis=1)

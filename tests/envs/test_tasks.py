@@ -95,7 +95,7 @@ class TestTasksInObservations:
         ("kwargs", "message"),
         [
             (dict(tasks=[]), r"`tasks` must hold at least one task, got none"),
-            (dict(task=9), r'`task` must be "random" or a number from 0 to [12], got 9'),
+            (dict(task=9), r'`task` must be "random", "in_turn" or a number from 0 to [12], got 9'),
             (dict(task_observation="onehot"), r"`task_observation` must be .* got 'onehot'"),
         ],
     )
@@ -109,8 +109,8 @@ class TestTasksInObservations:
     [
         (dict(tasks=[]), r"`tasks` must hold at least one task, got none"),
         (dict(tasks=[{}, {"gravty": 3}]), r"`tasks` may set .*'gravity'.*got \['gravty'\]"),
-        (dict(task=4), r'`task` must be "random" or a number from 0 to 3, got 4'),
-        (dict(task=-1), r'`task` must be "random" or a number from 0 to 3, got -1'),
+        (dict(task=4), r'`task` must be "random", "in_turn" or a number from 0 to 3, got 4'),
+        (dict(task=-1), r'`task` must be "random", "in_turn" or a number from 0 to 3, got -1'),
         (dict(task="all"), r"`task` must be .* got 'all'"),
         (dict(task_observation="onehot"), r"`task_observation` must be .* got 'onehot'"),
     ],

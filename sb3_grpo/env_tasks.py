@@ -1,0 +1,73 @@
+"""Read from environments which tasks they have, and where an observation shows its task."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+TASK = "task"  # entry of a Dict observation, and of infos; the router that looks for it
+
+
+def env_has(env: VecEnv, *names: str) -> bool:
+    """
+    Tell whether all environments have these attributes or methods.
+
+    :param env: vectorised environments; if they do not implement ``has_attr``, as simulators on a GPU, the answer is no
+    :param names: names of attributes and methods
+    """
+    try:
+        return all(env.has_attr(name) for name in names)
+    except NotImplementedError:
+        return False
+
+
+def task_names_of(env: VecEnv) -> list[str]:
+    """
+    Return the names of the environments' tasks; none if they have numbers only.
+
+    :param env: vectorised environments
+    """
+    return list(env.get_attr("task_names", indices=0)[0] or []) if env_has(env, "task_names") else []
+
+
+def label_cells(cells: Sequence[int], names: Sequence[str]) -> str | None:
+    """
+    Return a label of a group: the names of its cells.
+
+    :param cells: of the group
+    :param names: of all cells; empty: they have none
+    :return: such as ``"walk"``, ``"walk+turn"`` or ``"walk+4 more"``; ``None`` without names
+    """
+    if not names:
+        return None
+    own = [names[cell] for cell in cells]
+    return "+".join(own) if len(own) <= 2 else f"{own[0]}+{len(own) - 1} more"
+
+
+def find_task(env: VecEnv | None, space: spaces.Space[Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Find out where observations show the task.
+
+    :param env: the environments; ``None``: there are none yet
+    :param space: their observation space
+    :param known: what was found when the model was built; empty for a new one
+    :return: ``router`` and ``router_kwargs`` for :func:`sb3_grpo.routing.make_router`, and ``names`` of the tasks, empty if
+        they have numbers only. If there are no environments, what is known
+    :raises ValueError: if the task is not shown, or the environments have other tasks than the model
+    """
+    if env is None and known:
+        return dict(known)
+    found: dict[str, Any] = {"names": [] if env is None else task_names_of(env)}
+    if isinstance(space, spaces.Dict) and isinstance(space.spaces.get(TASK), spaces.Discrete):
+        found |= {"router": "discrete", "router_kwargs": {"key": TASK}}
+    elif env is not None and env_has(env, "task_columns") and (columns := env.get_attr("task_columns", indices=0)[0]):
+        found |= {"router": "one_hot", "router_kwargs": {"columns": list(columns)}}
+    else:
+        raise ValueError(
+            "`router` must not be 'task' unless the environments show their task, as entry 'task' of a Dict observation or as "
+            f"the columns that their attribute `task_columns` names, got {space}"
+        )
+    if known and found != dict(known):
+        raise ValueError(f"`env` must have the tasks that the model was built with, {dict(known)}, got {found}")
+    return found
