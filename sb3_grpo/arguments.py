@@ -19,7 +19,7 @@ from sb3_grpo.env_tasks import TASK
 from sb3_grpo.episode_arguments import check_estimator
 from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.objectives.arguments import check_group_by
-from sb3_grpo.policies import GroupActorCriticPolicy
+from sb3_grpo.policies import POLICIES, GroupActorCriticPolicy
 from sb3_grpo.routing import ROUTERS
 from sb3_grpo.rules import (
     CLIP_RANGE,
@@ -488,7 +488,20 @@ def check_classes(policy_class: type, rollout_buffer_class: type) -> None:
         wanted = "`rollout_buffer_class` must be a subclass of GroupRolloutBuffer or GroupDictRolloutBuffer"
         raise ValueError(f"{wanted}, got {rollout_buffer_class.__name__}")
     if not issubclass(policy_class, GroupActorCriticPolicy):
-        raise ValueError(f"`policy` must be a subclass of GroupActorCriticPolicy, got {policy_class.__name__}")
+        raise ValueError(policy_refusal(policy_class.__name__))
+
+
+def policy_refusal(name: str) -> str:
+    """
+    Say which policies GRPO takes, and what to do instead of giving another one.
+
+    :param name: of the policy that was given
+    """
+    known = f"one of {list(POLICIES)} or a subclass of GroupActorCriticPolicy"
+    advice = "derive your class from sb3_grpo.policies.GroupActorCriticPolicy, which is SB3's ActorCriticPolicy with heads"
+    if "lstm" in name.lower() or "recurrent" in name.lower():
+        advice = "recurrent policies have no groups; show the policy the last observations with SB3's VecFrameStack"
+    return f"`policy` must be {known}, got {name!r}: {advice}"
 
 
 def check_built(model: Any) -> None:

@@ -25,6 +25,7 @@ from sb3_grpo.arguments import (
     keep_group_arguments,
     make_group_coef_schedule,
     name_of_score,
+    policy_refusal,
     schedule_value,
     targets_of,
 )
@@ -265,6 +266,11 @@ class GRPO(ModelFiles):
         self._balancer = BALANCERS[self.balancer](lambda progress: group_coef_at(schedule, progress))
         score = name_of_score(self.group_score, self.group_by)
         self._score = SCORES[score](targets_of(self.group_targets, len(self._kind.cell_to_group)))
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(policy_refusal(policy_name))
+        return super()._get_policy_from_name(policy_name)
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = "GroupActorCriticPolicy") -> None:
         super()._maybe_recommend_cpu(mlp_class_name)

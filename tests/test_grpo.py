@@ -12,6 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]  # tensorboard has no types
 from tiny_envs import CountingEnv, FaultyEnv, RandomEnv
@@ -480,9 +481,20 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             make_model(task_cartpole, **arguments)
 
-    def test_policy_of_another_package(self, cartpole):
-        with pytest.raises(ValueError, match=r"`policy` must be a subclass of GroupActorCriticPolicy, got ActorCriticPolicy"):
-            make_model(cartpole, policy=PPO.policy_aliases["MlpPolicy"])
+    @pytest.mark.parametrize(
+        ("policy", "advice"),
+        [
+            (ActorCriticPolicy, "'ActorCriticPolicy': derive your class from sb3_grpo.policies.GroupActorCriticPolicy"),
+            ("LinearPolicy", "'LinearPolicy': derive your class from"),
+            ("MlpLstmPolicy", "'MlpLstmPolicy': recurrent policies have no groups; .* VecFrameStack"),
+            (type("RecurrentPolicy", (ActorCriticPolicy,), {}), "'RecurrentPolicy': recurrent policies have no groups"),
+        ],
+    )
+    def test_policy_of_another_package(self, cartpole, policy, advice):
+        with pytest.raises(
+            ValueError, match=rf"`policy` must be one of .* or a subclass of GroupActorCriticPolicy, got {advice}"
+        ):
+            make_model(cartpole, policy=policy)
 
     def test_key_that_does_not_exist(self):
         with pytest.raises(ValueError, match=r"`key` must be one of .*\['obs', 'task'\], got 'job'"):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_grpo.envs.task_choice import TaskChoosingEnv
 from sb3_grpo.envs.task_observation import OBS, SHOWN, HiddenTask, OneHotTask, TaskEntry, entries_of
@@ -209,17 +210,27 @@ def make_display(space: spaces.Space[Any], n_tasks: int, task_observation: str |
     return SHOWN[task_observation](space, n_tasks)
 
 
-def add_tasks(env: gym.Env[Any, Any], tasks: Mapping[str, TaskSource], name: str | None = None, **kwargs: Any) -> MultiTaskEnv:
+def add_tasks(
+    env: gym.Env[Any, Any], tasks: Mapping[str, TaskSource], name: str | None = None, **kwargs: Any
+) -> gym.Env[Any, Any]:
     """
     Add tasks to an environment: a wrapper for RL Zoo's ``env_wrapper``.
+
+    An environment in ``Monitor``, as RL Zoo hands it over, is returned in ``Monitor``, which then sees all tasks.
 
     :param env: the first task
     :param tasks: the others, by name
     :param name: of the first task; ``None``: its id or class
     :param kwargs: of :class:`MultiTaskEnv`
+    :return: a :class:`MultiTaskEnv`, in ``Monitor`` if ``env`` is
     :raises ValueError: if a task has the name of the first one, or as :class:`MultiTaskEnv` does
     """
-    first = name_envs([env])[0] if name is None else name
+    first_env = env.env if isinstance(env, Monitor) else env
+    first = name_envs([first_env])[0] if name is None else name
     if first in tasks:
         raise ValueError(f"`name` must not be that of another task, got {first!r} and tasks {list(tasks)}")
-    return MultiTaskEnv({first: env, **tasks}, **kwargs)
+    multi_task = MultiTaskEnv({first: first_env, **tasks}, **kwargs)
+    if not isinstance(env, Monitor):
+        return multi_task
+    env.env = multi_task
+    return env

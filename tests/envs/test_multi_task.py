@@ -9,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from gymnasium.wrappers import FlattenObservation, TimeLimit
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.monitor import Monitor
 from tiny_envs import RandomEnv
 
 from sb3_grpo import MultiTaskEnv, add_tasks
@@ -194,6 +195,19 @@ class TestAddTasks:
         env = add_tasks(gym.make("CartPole-v1"), {"swing": "Acrobot-v1"}, task=0)
         assert env.task_names == ["CartPole-v1", "swing"]
         assert env.reset(seed=4)[0]["obs"][:4].tolist() == gym.make("CartPole-v1").reset(seed=4)[0].tolist()
+
+    def test_monitor_sees_all_tasks(self):
+        env = add_tasks(
+            Monitor(gym.make("CartPole-v1", max_episode_steps=2)), {"press": partial(LightsOut, 1, 3)}, task="in_turn"
+        )
+        assert isinstance(env, Monitor)
+        assert env.action_space == spaces.Discrete(3)
+        for name, length in {"CartPole-v1": 2, "press": 3}.items():
+            # three lights in a row that two presses of the same switch leave as they are
+            env.reset(seed=0)
+            infos = [env.step(1)[4] for _ in range(length)]
+            assert infos[-1]["episode"]["l"] == length
+            assert infos[-1]["task_name"] == name
 
     def test_its_name_may_not_be_taken(self):
         with pytest.raises(ValueError, match=r"`name` must not be that of another task, got 'swing' and tasks \['swing'\]"):
