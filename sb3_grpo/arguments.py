@@ -116,6 +116,7 @@ RULES: dict[str, Rule | KeyOf] = {
     "regroup_freq": or_none(integer_from(1)),
     "regroup_warmup": or_none(integer_from(0)),
     "probe_kl_coef": Rule("finite and above 0", lambda value: is_number(value) and 0 < value < math.inf),
+    "action_mask_key": or_none(Rule("a string", lambda value: isinstance(value, str))),
     "compile": FLAG,
 }
 
@@ -179,6 +180,7 @@ class GroupArguments:
     regroup_freq: int | None
     regroup_warmup: int | None
     probe_kl_coef: float
+    action_mask_key: str | None
     compile: bool
 
 
@@ -191,6 +193,7 @@ GROUP_KWARGS = {
     "group_seed": "`seed`",
     "use_critic": "`advantage_estimator`",
     "n_objectives": "`group_by`",
+    "action_mask_key": "`action_mask_key`",
 }
 
 
@@ -498,8 +501,9 @@ def check_built(model: Any) -> None:
     :raises ValueError: if a value is out of its range, or cannot be changed any more
     """
     check_arguments(vars(model))
-    if model.group_by != model._built_groups["group_by"]:
-        raise ValueError(f"`group_by` of a model that is built cannot be changed, got {model.group_by!r}")
+    for name, built in dict(group_by=model._built_groups["group_by"], action_mask_key=model.policy.action_mask_key).items():
+        if getattr(model, name) != built:
+            raise ValueError(f"`{name}` of a model that is built cannot be changed, got {getattr(model, name)!r}")
     given = (model.advantage_estimator, model.group_size, model.estimator_kwargs)
     if given != model.built_estimator:
         raise ValueError(

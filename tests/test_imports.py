@@ -19,13 +19,14 @@ ALLOWED: dict[str, set[str] | None] = {
     # pure functions, and what stands alone
     "losses": set(),
     "distributions": set(),
+    "action_masks": {"distributions"},
+    "vec_env": {"action_masks"},
     "heads": set(),
     "regroup_plan": set(),
     "interrupts": set(),
     "saving": set(),
     "tensorboard": set(),
     "envs": set(),
-    "vec_env": set(),
     # what is known of rewards, values, groups and probes
     "reward_scale": set(),
     "episode_history": set(),
@@ -48,6 +49,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "diagnostics": {"buffers", "heads", "losses", "routing"},
     # the policy, and what is done with it
     "headed_policy": {
+        "action_masks",
         "buffers",
         "diagnostics",
         "distributions",
