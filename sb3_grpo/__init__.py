@@ -1,5 +1,6 @@
 """Group Relative Policy Optimization for Stable-Baselines3."""
 
+from sb3_grpo.action_masks import ActionMaskWrapper
 from sb3_grpo.callbacks import GroupEvalCallback, RegroupCallback, plot_regrouping
 from sb3_grpo.diagnostics import GroupRecord
 from sb3_grpo.envs import register_envs
@@ -24,6 +25,7 @@ from sb3_grpo.vec_env import (
 __version__ = "0.1.0"
 __all__ = [
     "GRPO",
+    "ActionMaskWrapper",
     "CnnPolicy",
     "EpisodeLogCallback",
     "GroupEvalCallback",

@@ -15,7 +15,7 @@ from torch import nn
 
 from sb3_grpo.balancing import BALANCERS
 from sb3_grpo.buffers import GroupBufferMixin
-from sb3_grpo.env_tasks import TASK
+from sb3_grpo.envs.entries import TASK
 from sb3_grpo.episode_arguments import check_estimator
 from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.objectives.arguments import check_group_by
@@ -117,6 +117,7 @@ RULES: dict[str, Rule | KeyOf] = {
     "regroup_freq": or_none(integer_from(1)),
     "regroup_warmup": or_none(integer_from(0)),
     "probe_kl_coef": Rule("finite and above 0", lambda value: is_number(value) and 0 < value < math.inf),
+    "action_mask_key": or_none(Rule("a string", lambda value: isinstance(value, str))),
     "compile": FLAG,
 }
 
@@ -180,6 +181,7 @@ class GroupArguments:
     regroup_freq: int | None
     regroup_warmup: int | None
     probe_kl_coef: float
+    action_mask_key: str | None
     compile: bool
 
 
@@ -192,6 +194,7 @@ GROUP_KWARGS = {
     "group_seed": "`seed`",
     "use_critic": "`advantage_estimator`",
     "n_objectives": "`group_by`",
+    "action_mask_key": "`action_mask_key`",
 }
 
 
@@ -512,8 +515,9 @@ def check_built(model: Any) -> None:
     :raises ValueError: if a value is out of its range, or cannot be changed any more
     """
     check_arguments(vars(model))
-    if model.group_by != model._built_groups["group_by"]:
-        raise ValueError(f"`group_by` of a model that is built cannot be changed, got {model.group_by!r}")
+    for name, built in dict(group_by=model._built_groups["group_by"], action_mask_key=model.policy.action_mask_key).items():
+        if getattr(model, name) != built:
+            raise ValueError(f"`{name}` of a model that is built cannot be changed, got {getattr(model, name)!r}")
     given = (model.advantage_estimator, model.group_size, model.estimator_kwargs)
     if given != model.built_estimator:
         raise ValueError(

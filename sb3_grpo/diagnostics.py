@@ -83,8 +83,12 @@ def raise_if_nonfinite(policy: "GroupActorCriticPolicy", obs: PyTorchObs) -> Non
     :param policy: the policy
     :param obs: batch of ``B`` observations
     :raises NonFiniteError: if there are such observations; the message says which, and in which groups
+    :raises ValueError: if the reason is an action mask
     """
     params, values, _ = policy.heads(obs)
+    # what is NaN in an observation makes values NaN, a mask does not
+    if policy.action_masks is not None and values.isfinite().all():
+        policy.action_masks.check(policy.action_masks.read(obs))
     mode_log_prob = policy.actions.log_prob(params, policy.actions.mode(params))
     finite = values.flatten().isfinite() & mode_log_prob.isfinite()
     if not finite.all():

@@ -15,6 +15,9 @@ from stable_baselines3.common.distributions import Distribution, StateDependentN
 from torch.distributions import Normal
 from torch.nn import functional as F
 
+# Log-likelihood of an action that is not allowed: its exponential is 0, and 0 times it is 0, not NaN as with infinity
+LEAST_LOG_PROB = -1e8
+
 
 class HeadChoice(NamedTuple):
     """Which of several heads decides at each of ``B`` steps."""
@@ -137,16 +140,39 @@ class CategoricalActions(ActionDistribution):
         return (params.exp() * (params - other)).sum(dim=-1)
 
 
+class MaskedCategoricalActions(CategoricalActions):
+    """Discrete actions of which some are not allowed; their outputs are those of :func:`mask_outputs`."""
+
+    def params(self, outputs: th.Tensor, log_std: th.Tensor | None = None) -> th.Tensor:
+        return super().params(outputs).clamp(min=LEAST_LOG_PROB)
+
+
+def mask_outputs(outputs: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
+    """
+    Exclude actions that are not allowed.
+
+    What is wrong with a mask makes the likelihoods of its step NaN, which is noticed without another look at the mask.
+
+    :param outputs: one of an action head for each action, shape ``(..., n)``
+    :param mask: 1 where the action is allowed, 0 where not, of a shape that broadcasts against that; ``None``: all are
+    :return: the outputs, but ``-inf`` where the mask is 0, and NaN where it is neither
+    """
+    if mask is None:
+        return outputs
+    return outputs.where(mask == 1, th.where(mask == 0, -math.inf, math.nan))
+
+
 class MultiCategoricalActions(ActionDistribution):
     """
     MultiDiscrete actions: independent categorical variables; ``params`` are a list of log-probabilities.
 
     :param sizes: number of values of each variable
+    :param one: distribution of one variable
     """
 
-    def __init__(self, sizes: list[int]):
+    def __init__(self, sizes: list[int], one: CategoricalActions):
         self.sizes = sizes
-        self._one = CategoricalActions()
+        self._one = one
 
     def params(self, outputs: th.Tensor, log_std: th.Tensor | None = None) -> list[th.Tensor]:
         return [self._one.params(part) for part in outputs.split(self.sizes, dim=-1)]
@@ -251,20 +277,22 @@ class SB3Actions(ActionDistribution):
         return GaussianActions().kl((mean, std), (other_mean, other_std))
 
 
-def make_action_distribution(action_space: spaces.Space, use_sde: bool) -> ActionDistribution:
+def make_action_distribution(action_space: spaces.Space, use_sde: bool, masked: bool = False) -> ActionDistribution:
     """
     Choose the kind of action distribution for an action space.
 
     :param action_space: Box, Discrete, MultiDiscrete or MultiBinary
     :param use_sde: gSDE instead of independent Gaussian noise
+    :param masked: whether some of the actions, which are Discrete or MultiDiscrete, may not be allowed
     """
     if use_sde:
         return SB3Actions()
+    categorical = MaskedCategoricalActions() if masked else CategoricalActions()
     if isinstance(action_space, spaces.MultiDiscrete):
-        return MultiCategoricalActions(action_space.nvec.tolist())
+        return MultiCategoricalActions(action_space.nvec.tolist(), categorical)
     if isinstance(action_space, spaces.MultiBinary):
         return BernoulliActions()
-    return CategoricalActions() if isinstance(action_space, spaces.Discrete) else GaussianActions()
+    return categorical if isinstance(action_space, spaces.Discrete) else GaussianActions()
 
 
 class GroupStateDependentNoiseDistribution(StateDependentNoiseDistribution):

@@ -6,7 +6,7 @@ from typing import Any
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-TASK = "task"  # entry of a Dict observation, and of infos; the router that looks for it
+from sb3_grpo.envs.entries import TASK
 
 
 def env_has(env: VecEnv, *names: str) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_grpo.env_tasks import TASK, task_names_of
+from sb3_grpo.env_tasks import task_names_of
+from sb3_grpo.envs.entries import TASK
 
 Summary = Literal["sum", "mean", "last"]
 # What a number of each step becomes for an episode

@@ -33,7 +33,8 @@ from sb3_grpo.balancing import BALANCERS, GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, Rollout
 from sb3_grpo.callbacks import RegroupCallback, tell_interrupted, with_callbacks
 from sb3_grpo.diagnostics import GroupRecord, group_records, log_groups, log_policy, log_update
-from sb3_grpo.env_tasks import TASK, find_task
+from sb3_grpo.env_tasks import find_task
+from sb3_grpo.envs.entries import ACTION_MASK, TASK
 from sb3_grpo.episode_arguments import check_episodes, check_reference
 from sb3_grpo.epochs import EpochLoop
 from sb3_grpo.estimators import ESTIMATORS, Experience
@@ -150,6 +151,9 @@ class GRPO(ModelFiles):
         many as make 10,000 steps, but at least 5. The groups that the random router begins with do not wait.
     :param probe_kl_coef: coefficient of the KL divergence that keeps probes near their group's head, above 0, typically
         0.03 to 0.2: half of it makes small contradictions four times as large; probes are at most 1 nat away
+    :param action_mask_key: entry of Dict observations that holds 1 for each action that is allowed and 0 for others, which
+        are then never taken: for Discrete actions, or MultiDiscrete ones, where the masks of the variables follow each
+        other. An entry ``"action_mask"``, the default, need not be there; ``None``: there are no masks
     :param compile: compile the update with ``torch.compile``: several times faster after half a minute of
         compilation (see docs/performance.md for when that pays). Results agree within rounding.
     :raises ValueError: if an argument is out of its range, before anything is built
@@ -212,6 +216,7 @@ class GRPO(ModelFiles):
         regroup_freq: int | None = None,
         regroup_warmup: int | None = None,
         probe_kl_coef: float = 0.05,
+        action_mask_key: str | None = ACTION_MASK,
         compile: bool = False,
     ):
         super().__init__(**keep_group_arguments(self, locals()) | {"_init_setup_model": False})

@@ -11,9 +11,11 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_grpo.action_masks import make_action_masks
 from sb3_grpo.buffers import GroupBufferMixin
 from sb3_grpo.diagnostics import check_finite
 from sb3_grpo.distributions import GroupStateDependentNoiseDistribution, SB3Actions, make_action_distribution
+from sb3_grpo.envs.entries import ACTION_MASK
 from sb3_grpo.grouping import Grouping, resolve_group_counts
 from sb3_grpo.heads import average_heads, n_heads_in, pick_heads_in, repeat_value_head, take_heads
 from sb3_grpo.interrupts import interrupts_delayed
@@ -55,9 +57,12 @@ class HeadedPolicy(ActorCriticPolicy):
         there is one action head
     :param use_critic: have value heads, and the layers before them that the actor does not use; otherwise all values are 0
         and ``share_features_extractor`` has no effect
+    :param action_mask_key: entry of Dict observations that says which actions are allowed, see
+        :func:`sb3_grpo.action_masks.make_action_masks`
     :param kwargs: as in SB3's policy
     :raises ValueError: if the router does not fit the observation space, or the number of groups the cells, if values
-        that do not exist are to be scaled, or if there are several groups of decisions and several objectives
+        that do not exist are to be scaled, if there are several groups of decisions and several objectives, or if action
+        masks do not fit the actions
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class HeadedPolicy(ActorCriticPolicy):
         all_heads: bool = False,
         n_objectives: int = 1,
         use_critic: bool = True,
+        action_mask_key: str | None = ACTION_MASK,
         **kwargs: Any,
     ):
         if scale_values and not use_critic:
@@ -83,6 +89,8 @@ class HeadedPolicy(ActorCriticPolicy):
         self._group_kwargs |= dict(group_seed=group_seed, scale_values=scale_values, all_heads=all_heads)
         self._group_kwargs["use_critic"] = self.use_critic = use_critic
         self._group_kwargs["n_objectives"] = self.n_objectives = n_objectives
+        self._group_kwargs["action_mask_key"] = self.action_mask_key = action_mask_key
+        self.action_masks = make_action_masks(action_mask_key, observation_space, action_space)
         made_router = make_router(router, observation_space, router_kwargs)
         counts = resolve_group_counts(n_groups, max_groups, made_router.n_cells)
         if n_objectives > 1 and (counts[1] > 1 or not use_critic):
@@ -98,7 +106,7 @@ class HeadedPolicy(ActorCriticPolicy):
         # the trunk was built for what it sees, everybody else hands over whole observations
         self.observation_space = observation_space
         self._preprocess = Preprocessor(observation_space, self.normalize_images, made_router)
-        self.actions = make_action_distribution(action_space, self.use_sde)
+        self.actions = make_action_distribution(action_space, self.use_sde, masked=self.action_masks is not None)
         self._built_distribution = type(self.action_dist)
         self._log_std_shape = self.log_std.shape if hasattr(self, "log_std") else None
         self.value_scale: ValueScale | None = None

@@ -12,8 +12,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
+from sb3_grpo.action_masks import make_action_masks
 from sb3_grpo.arguments import GroupArguments, refuse_change
-from sb3_grpo.env_tasks import TASK
+from sb3_grpo.envs.entries import TASK
 from sb3_grpo.estimators import ESTIMATORS
 from sb3_grpo.grouping import default_groups
 from sb3_grpo.headed_policy import without_critic
@@ -97,6 +98,9 @@ class ModelFiles(GroupArguments, PPO):
         router = make_router(given, self.observation_space, kwargs["router_kwargs"])
         fixed: dict[str, Any] = dict(n_groups=self.n_groups, max_groups=self.max_groups)
         fixed["group_by"] = self.group_by
+        masks = make_action_masks(self.action_mask_key, self.observation_space, self.action_space)
+        # probes remember masks, and heads never learnt what they say of actions that were not allowed
+        fixed["action_mask_key"] = "no masks" if masks is None else masks.key
         fixed["router"] = self.router if isinstance(self.router, str) else "a callable"
         fixed |= router.settings()
         fixed[USES_CRITIC] = use_critic = ESTIMATORS[self.advantage_estimator].uses_critic
@@ -108,7 +112,8 @@ class ModelFiles(GroupArguments, PPO):
         # another number of heads would be another compilation
         all_heads = bool(self.compile)
         own = dict(router=given, group_seed=self._group_seed, scale_values=scale_values, all_heads=all_heads)
-        return {**kwargs, **own, "use_critic": use_critic, "n_objectives": max(1, len(self.objective_names))}
+        others = dict(use_critic=use_critic, action_mask_key=self.action_mask_key)
+        return {**kwargs, **own, **others, "n_objectives": max(1, len(self.objective_names))}
 
     @property
     def task_names(self) -> list[str]:

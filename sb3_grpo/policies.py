@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_grpo.compilation import CompiledFunction
 from sb3_grpo.diagnostics import explain_failure, raise_if_nonfinite
-from sb3_grpo.distributions import GroupStateDependentNoiseDistribution, HeadChoice, SB3Actions
+from sb3_grpo.distributions import GroupStateDependentNoiseDistribution, HeadChoice, SB3Actions, mask_outputs
 from sb3_grpo.headed_policy import HeadedPolicy
 
 
@@ -68,17 +68,32 @@ class GroupActorCriticPolicy(HeadedPolicy):
             return None
         return HeadChoice.of(self.grouping.heads_at(obs) if heads is None else heads, self.n_heads)
 
-    def _action_params(self, latent_pi: th.Tensor, choice: HeadChoice | None) -> Any:
+    def masks(self, obs: PyTorchObs) -> th.Tensor | None:
+        """
+        Find which actions are allowed.
+
+        :param obs: batch of ``B`` observations
+        :return: 1 where the action is allowed, 0 where not, shape ``(B, n)``; ``None`` where there are no masks
+        """
+        return None if self.action_masks is None else self.action_masks.read(obs)
+
+    def _action_params(self, latent_pi: th.Tensor, choice: HeadChoice | None, masks: th.Tensor | None) -> Any:
         """Return the distribution of each step, as ``self.actions`` has it."""
         if isinstance(self.actions, SB3Actions):
-            return self._distribution(latent_pi, choice)
+            return self._distribution(latent_pi, choice, masks)
         outputs, log_std = self.action_net(latent_pi), getattr(self, "log_std", None)
         if choice is not None:
             outputs, log_std = choice.outputs(outputs), None if log_std is None else choice.parameters(log_std)
-        return self.actions.params(outputs, log_std)
+        return self.actions.params(mask_outputs(outputs, masks), log_std)
 
-    def _distribution(self, latent_pi: th.Tensor, choice: HeadChoice | None) -> Distribution:
+    def _distribution(self, latent_pi: th.Tensor, choice: HeadChoice | None, masks: th.Tensor | None) -> Distribution:
         """Return the distribution of each step as an object of SB3's."""
+        distribution = self._unmasked_distribution(latent_pi, choice)
+        if self.action_masks is None or masks is None:
+            return distribution
+        return self.action_masks.restrict(distribution, masks)
+
+    def _unmasked_distribution(self, latent_pi: th.Tensor, choice: HeadChoice | None) -> Distribution:
         if choice is None:
             return self._get_action_dist_from_latent(latent_pi)
         outputs = self.action_net(latent_pi)
@@ -106,7 +121,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
         :return: what ``self.actions`` calls ``params``, the values, shape ``(B, n_objectives)``, which are 0 without a
             critic, and the output of the actor's trunk
         """
-        choice, features = self.choose_heads(obs, heads), self.extract_features(obs)
+        choice, features, masks = self.choose_heads(obs, heads), self.extract_features(obs), self.masks(obs)
         if isinstance(features, tuple):
             latent_pi, latent_vf = (
                 self.mlp_extractor.forward_actor(features[0]),
@@ -116,8 +131,8 @@ class GroupActorCriticPolicy(HeadedPolicy):
             latent_pi, latent_vf = self.mlp_extractor(features)
         else:
             latent_pi = self.mlp_extractor.forward_actor(features)
-            return self._action_params(latent_pi, choice), latent_pi.new_zeros(latent_pi.shape[0], 1), latent_pi
-        return self._action_params(latent_pi, choice), self._values(latent_vf, choice), latent_pi
+            return self._action_params(latent_pi, choice, masks), latent_pi.new_zeros(latent_pi.shape[0], 1), latent_pi
+        return self._action_params(latent_pi, choice, masks), self._values(latent_vf, choice), latent_pi
 
     def _act(self, obs: PyTorchObs, deterministic: bool, heads: th.Tensor | None = None) -> tuple[th.Tensor, ...]:
         """Return actions, values, log-likelihoods, a number that is finite if these are, and the actor's latent vectors."""
@@ -171,7 +186,8 @@ class GroupActorCriticPolicy(HeadedPolicy):
         :param obs: batch of ``B`` observations
         :param deterministic: whether to take the most likely actions instead of drawing them
         :return: actions, values of shape ``(B, 1)`` and log-likelihoods of shape ``(B,)``
-        :raises ValueError: if observations, or the policy's outputs for them, are NaN, infinite or outside of their space
+        :raises ValueError: if observations, or the policy's outputs for them, are NaN, infinite or outside of their space, or
+            a mask allows no action
         """
         try:
             actions, values, log_prob, total, latent_pi = self._fastest_act(obs, deterministic)
@@ -205,7 +221,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
         :param episode_start: not used
         :param deterministic: whether to take the most likely action instead of drawing one
         :return: the actions, and ``state``
-        :raises ValueError: if the observation is not one of the observation space
+        :raises ValueError: if the observation is not one of the observation space, or its mask allows no action
         """
         if isinstance(self.observation_space, spaces.Dict):
             keys = list(self.observation_space)
@@ -218,7 +234,8 @@ class GroupActorCriticPolicy(HeadedPolicy):
         if type(self).get_distribution is not GroupActorCriticPolicy.get_distribution:
             return self.get_distribution(observation).get_actions(deterministic=deterministic)
         try:
-            params = self._action_params(self.latent_pi(observation), self.choose_heads(observation))
+            latent_pi, choice, masks = self.latent_pi(observation), self.choose_heads(observation), self.masks(observation)
+            params = self._action_params(latent_pi, choice, masks)
             actions = self.actions.mode(params) if deterministic else self.actions.sample(params)
         except (RuntimeError, IndexError) as error:
             explain_failure(self, observation)
@@ -265,8 +282,9 @@ class GroupActorCriticPolicy(HeadedPolicy):
         Return the action distribution of each observation, as an object of SB3's.
 
         :param obs: batch of ``B`` observations
+        :raises ValueError: if a mask allows no action
         """
-        return self._distribution(self.latent_pi(obs), self.choose_heads(obs))
+        return self._distribution(self.latent_pi(obs), self.choose_heads(obs), self.masks(obs))
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_grpo.distributions import ActionDistribution
+from sb3_grpo.distributions import ActionDistribution, mask_outputs
 from sb3_grpo.regroup_plan import sum_by
 
 # Number of folds into which the data of a cell are divided
@@ -272,6 +272,7 @@ def heads_kl(
     head_outputs: HeadOutputs,
     family: ActionDistribution,
     n_outputs: int,
+    masks: th.Tensor | None = None,
 ) -> th.Tensor:
     """
     Measure the KL divergence between the heads of groups, in closed form, on latent vectors of these groups.
@@ -282,6 +283,7 @@ def heads_kl(
     :param head_outputs: computes the outputs of heads
     :param family: action distributions
     :param n_outputs: number of outputs of one head
+    :param masks: which actions were allowed at each latent vector, shape ``(B, n)``; ``None``: all
     :return: mean of ``KL(head i || head j)`` over the vectors of groups ``i`` and ``j``, the larger direction, nats, on the
         CPU, shape ``(G, G)``; 0 on the diagonal, NaN for groups without vectors
     """
@@ -289,8 +291,11 @@ def heads_kl(
     # sums over the vectors of one group (rows): from its own head to all others, and back
     there, back = latent.new_zeros(2, n_groups, n_groups)
     size = max(1, MAX_OUTPUTS // max(1, n_groups * n_outputs))
-    for points, index in zip(latent.split(size), member.split(size), strict=True) if n_groups > 1 else ():
+    columns = [latent, member] if masks is None else [latent, member, masks.unsqueeze(1)]
+    parts = zip(*(column.split(size) for column in columns), strict=True)
+    for points, index, *allowed in parts if n_groups > 1 else ():
         outputs, log_std = head_outputs(points, groups)
+        outputs = mask_outputs(outputs, *allowed) if allowed else outputs
         step = th.arange(len(points), device=latent.device)
         own_log_std = None if log_std is None else log_std[step, index].unsqueeze(1)
         own = family.params(outputs[step, index].unsqueeze(1), own_log_std)

@@ -80,6 +80,7 @@ class Probes(nn.Module):
     :param n_outputs: number of outputs of one action head
     :param n_cells: number of cells
     :param family: action distributions
+    :param masked: whether some of the actions may not be allowed
     """
 
     gradient: th.Tensor  # sums of advantage * grad_log_prob x latent, by cell and fold, shape (C, N_FOLDS, n, d)
@@ -91,8 +92,9 @@ class Probes(nn.Module):
     grad_projection: th.Tensor | None  # of gradients, shape (n_outputs, n); None: not projected
     latent: th.Tensor  # the most recent latent vectors, shape (n_kept, latent_dim)
     cells: th.Tensor  # cell of each of them, shape (n_kept,); -1: empty
+    masks: th.Tensor | None  # whether each action was allowed there, shape (n_kept, n_outputs); None: all were
 
-    def __init__(self, latent_dim: int, n_outputs: int, n_cells: int, family: ActionDistribution):
+    def __init__(self, latent_dim: int, n_outputs: int, n_cells: int, family: ActionDistribution, masked: bool = False):
         super().__init__()
         self.family = family
         self.n_outputs = n_outputs
@@ -109,6 +111,7 @@ class Probes(nn.Module):
             "latent_moment": th.zeros(n_cells, (dim + 1) * (dim + 2) // 2),
             "latent": th.zeros(n_kept, latent_dim),
             "cells": th.full((n_kept,), -1),
+            "masks": th.zeros(n_kept, n_outputs, dtype=th.bool) if masked else None,
         }
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -126,6 +129,7 @@ class Probes(nn.Module):
         cells: th.Tensor,
         folds: th.Tensor,
         scale_by_cell: bool,
+        masks: th.Tensor | None = None,
     ) -> None:
         """
         Add the steps of one rollout to the sums, after decaying them.
@@ -141,6 +145,7 @@ class Probes(nn.Module):
         :param folds: fold of each step, shape ``(B,)``, integers in ``[0, N_FOLDS)``
         :param scale_by_cell: divide the advantages of each cell by their own standard deviation instead of that of the
             rollout, for cells whose rewards differ in scale
+        :param masks: 1 where an action was allowed, shape ``(B, n_outputs)``; ``None``: all were
         """
         points = F.pad(latent if self.projection is None else latent @ self.projection, (0, 1), value=1.0)
         grads = grad_log_prob if self.grad_projection is None else grad_log_prob @ self.grad_projection
@@ -162,14 +167,16 @@ class Probes(nn.Module):
         self.counts += counts.view_as(self.counts)
         self.grad_moment += pack_symmetric(sum_products_by(grads, grads, cells, n_cells))
         self.latent_moment += pack_symmetric(sum_products_by(points, points, cells, n_cells))
-        self._keep(latent, cells)
+        self._keep(latent, cells, masks)
 
-    def _keep(self, latent: th.Tensor, cells: th.Tensor) -> None:
-        """Append latent vectors and their cells to the kept ones and drop the oldest; of a long rollout every k-th step."""
+    def _keep(self, latent: th.Tensor, cells: th.Tensor, masks: th.Tensor | None) -> None:
+        """Append latent vectors, their cells and masks, and drop the oldest; of a long rollout every k-th step."""
         n_kept = len(self.cells)
         stride = -(-len(cells) // n_kept)
         self.latent.copy_(th.cat([self.latent, latent[::stride]])[-n_kept:])
         self.cells.copy_(th.cat([self.cells, cells[::stride]])[-n_kept:])
+        if self.masks is not None and masks is not None:
+            self.masks.copy_(th.cat([self.masks, masks[::stride] == 1])[-n_kept:])
 
     def _normalize_and_clip(self, advantages: th.Tensor, cells: th.Tensor, by_cell: bool) -> th.Tensor:
         """
@@ -262,4 +269,5 @@ class Probes(nn.Module):
         member = index_of_group[cell_to_group].to(self.cells.device)[self.cells].where(self.cells >= 0, -1)
         kept = (member >= 0).nonzero().flatten()
         groups = groups.to(self.cells.device)
-        return heads_kl(self.latent[kept], member[kept], groups, head_outputs, self.family, self.n_outputs)
+        masks = None if self.masks is None else self.masks[kept]
+        return heads_kl(self.latent[kept], member[kept], groups, head_outputs, self.family, self.n_outputs, masks)

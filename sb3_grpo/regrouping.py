@@ -12,7 +12,7 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from torch import nn
 
 from sb3_grpo.buffers import Rollout
-from sb3_grpo.distributions import make_action_distribution
+from sb3_grpo.distributions import make_action_distribution, mask_outputs
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.policies import GroupActorCriticPolicy
 from sb3_grpo.probes import Probes
@@ -113,9 +113,10 @@ class Regrouper(nn.Module):
         super().__init__()
         n_cells = policy.grouping.router.n_cells
         # gSDE's marginal distribution is Gaussian
-        actions = make_action_distribution(policy.action_space, use_sde=False)
+        masked = policy.action_masks is not None
+        actions = make_action_distribution(policy.action_space, use_sde=False, masked=masked)
         self.recorder = LatentRecorder()
-        self.probes = Probes(policy.mlp_extractor.latent_dim_pi, policy.n_action_outputs, n_cells, actions)
+        self.probes = Probes(policy.mlp_extractor.latent_dim_pi, policy.n_action_outputs, n_cells, actions, masked)
 
     def observe(
         self,
@@ -141,9 +142,10 @@ class Regrouper(nn.Module):
         if latent is None:
             latent = rollout_latents(policy, rollout)
         actions = rollout.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else rollout.actions
-        gradient = grad_log_prob(policy, latent, policy.grouping.cell_to_head[cells], actions)
+        masks = policy.masks(rollout.observations)
+        gradient = grad_log_prob(policy, latent, policy.grouping.cell_to_head[cells], actions, masks)
         with interrupts_delayed():
-            self.probes.learn(latent, gradient, credit, cells, folds, scale_by_cell)
+            self.probes.learn(latent, gradient, credit, cells, folds, scale_by_cell, masks)
             policy.grouping.age += 1
 
     def due(self, rule: RegroupRule, n_rollouts: int) -> bool:
@@ -258,7 +260,13 @@ def head_outputs(policy: GroupActorCriticPolicy, latent_pi: th.Tensor, heads: li
     return outputs.unflatten(1, shape)[:, heads], None if log_std is None else log_std[:, heads]
 
 
-def grad_log_prob(policy: GroupActorCriticPolicy, latent_pi: th.Tensor, heads: th.Tensor, actions: th.Tensor) -> th.Tensor:
+def grad_log_prob(
+    policy: GroupActorCriticPolicy,
+    latent_pi: th.Tensor,
+    heads: th.Tensor,
+    actions: th.Tensor,
+    masks: th.Tensor | None = None,
+) -> th.Tensor:
     """
     Compute the gradient of the log-likelihood of actions with respect to the outputs of the action head.
 
@@ -266,25 +274,28 @@ def grad_log_prob(policy: GroupActorCriticPolicy, latent_pi: th.Tensor, heads: t
     :param latent_pi: output of the actor's trunk at ``B`` steps, shape ``(B, latent_dim)``
     :param heads: index of the head of each step, shape ``(B,)``
     :param actions: that were taken, shape ``(B, ...)``
+    :param masks: which actions were allowed, shape ``(B, n)``; ``None``: all
     :return: shape ``(B, n)``; for Box actions in units of the standard deviation
     """
     if policy.use_sde and policy.squash_output:
         # the distribution is that of what tanh is applied to
         actions = TanhBijector.inverse(actions)
-    distribution = make_action_distribution(policy.action_space, use_sde=False)
+    distribution = make_action_distribution(policy.action_space, use_sde=False, masked=masks is not None)
 
-    def gradient(latent: th.Tensor, heads: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    def gradient(latent: th.Tensor, heads: th.Tensor, actions: th.Tensor, masks: th.Tensor | None = None) -> th.Tensor:
         every = th.arange(len(heads), device=heads.device)
         with th.no_grad():
             outputs, log_std = head_outputs(policy, latent, list(range(policy.n_heads)))
             outputs, log_std = outputs[every, heads], None if log_std is None else log_std[every, heads]
         with th.enable_grad():
             outputs.requires_grad_()
-            log_prob = distribution.log_prob(distribution.params(outputs, log_std), actions)
+            params = distribution.params(mask_outputs(outputs, masks), log_std)
+            log_prob = distribution.log_prob(params, actions)
             found = th.autograd.grad(log_prob.sum(), outputs)[0]
         return found if log_std is None else found * log_std.exp()
 
     # all heads are computed: for many actions the whole rollout at once would need much memory
     size = max(1, MAX_OUTPUTS // (policy.n_heads * policy.n_action_outputs))
-    parts = zip(latent_pi.split(size), heads.split(size), actions.split(size), strict=True)
+    columns = [latent_pi, heads, actions] if masks is None else [latent_pi, heads, actions, masks]
+    parts = zip(*(column.split(size) for column in columns), strict=True)
     return th.cat([gradient(*part) for part in parts])

@@ -86,6 +86,7 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "regroup_freq": ("an integer of at least 1, or None", [0, -1, 1.5, "2", True]),
     "regroup_warmup": ("an integer of at least 0, or None", [-1, 1.5, "2", False]),
     "probe_kl_coef": ("finite and above 0", [0, -1, NAN, INF, None, "0.05", True]),
+    "action_mask_key": ("a string, or None", [5, True, ["action_mask"], b"action_mask"]),
     "compile": ("True or False", ["yes", None, 2]),
 }
 BAD_ROUTER_KWARGS: dict[str, tuple[str, list[Any]]] = {

@@ -19,14 +19,15 @@ ALLOWED: dict[str, set[str] | None] = {
     # pure functions, and what stands alone
     "losses": set(),
     "distributions": set(),
+    "envs": set(),
+    "action_masks": {"distributions", "envs"},
+    "vec_env": {"action_masks", "envs"},
     "heads": set(),
     "regroup_plan": set(),
     "interrupts": set(),
     "saving": set(),
     "tensorboard": set(),
-    "envs": set(),
-    "vec_env": {"envs"},
-    "env_tasks": set(),
+    "env_tasks": {"envs"},
     # what is known of rewards, values, groups and probes
     "reward_scale": set(),
     "episode_history": set(),
@@ -49,9 +50,11 @@ ALLOWED: dict[str, set[str] | None] = {
     "diagnostics": {"buffers", "env_tasks", "heads", "losses", "routing"},
     # the policy, and what is done with it
     "headed_policy": {
+        "action_masks",
         "buffers",
         "diagnostics",
         "distributions",
+        "envs",
         "grouping",
         "heads",
         "interrupts",
@@ -82,7 +85,7 @@ ALLOWED: dict[str, set[str] | None] = {
     "arguments": {
         "balancing",
         "buffers",
-        "env_tasks",
+        "envs",
         "episode_arguments",
         "estimators",
         "objectives",
@@ -92,7 +95,7 @@ ALLOWED: dict[str, set[str] | None] = {
         "scores",
     },
     "callbacks": {"evaluation", "interrupts", "plots", "regroup_plan", "regrouping", "rules", "saving", "tensorboard"},
-    "episode_log": {"env_tasks"},
+    "episode_log": {"env_tasks", "envs"},
     "task_sampling": {"arguments", "balancing", "env_tasks", "estimators", "interrupts", "recording", "rules", "scores"},
     # the algorithm
     "model_files": BELOW,

@@ -73,6 +73,51 @@ class FaultyEnv(CountingEnv):
         return obs, reward, terminated, truncated, info
 
 
+class MaskedEnv(gym.Env[Any, Any]):
+    """
+    Each step allows some values of each variable of the action, drawn anew, and refuses others with a ``ValueError``.
+
+    Observation: ``obs``, two random numbers, ``action_mask``, and the ``task`` in which low or high values are paid. Of the
+    last observation of an episode, at a time limit, the mask allows nothing, since there is nothing left to do.
+
+    :param action_space: Discrete or MultiDiscrete
+    :param mask_space: of ``action_mask``; ``None``: MultiBinary
+    """
+
+    def __init__(self, action_space: Any = None, mask_space: Any = None, n_tasks=2, length=10):
+        self.action_space = spaces.Discrete(4) if action_space is None else action_space
+        space: Any = self.action_space
+        self.sizes = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.tolist()
+        mask_space = spaces.MultiBinary(sum(self.sizes)) if mask_space is None else mask_space
+        entries = {"obs": spaces.Box(-1, 1, (2,)), "action_mask": mask_space, "task": spaces.Discrete(n_tasks)}
+        self.observation_space, self.mask_type = spaces.Dict(entries), mask_space.dtype
+        self.n_tasks, self.length, self.time, self.task = n_tasks, length, 0, -1
+
+    def action_masks(self) -> np.ndarray:
+        return self.mask.astype(bool)
+
+    def _obs(self) -> dict[str, Any]:
+        mask = self.np_random.random(sum(self.sizes)) < 0.4
+        for part in np.split(mask, np.cumsum(self.sizes)[:-1]):
+            part[self.np_random.integers(len(part))] = True
+        self.mask = mask & (self.time < self.length)
+        numbers = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return {"obs": numbers, "action_mask": self.mask.astype(self.mask_type), "task": self.task}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.task = 0, (self.task + 1) % self.n_tasks
+        return self._obs(), {"task": self.task}
+
+    def step(self, action):
+        chosen = np.atleast_1d(action)
+        if not self.mask[chosen + np.cumsum([0, *self.sizes[:-1]])].all():
+            raise ValueError(f"action {action} is not allowed")
+        self.time += 1
+        reward = float(chosen.sum()) * (1 if self.task == 0 else -1)
+        return self._obs(), reward, False, self.time >= self.length, {"task": self.task}
+
+
 class RandomEnv(gym.Env[Any, Any]):
     """Observations drawn from a space, rewards from the action; any action space."""
 

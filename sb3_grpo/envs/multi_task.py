@@ -8,14 +8,14 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
+from sb3_grpo.envs.entries import ACTION_MASK, ExtraEntry
 from sb3_grpo.envs.task_choice import TaskChoosingEnv
-from sb3_grpo.envs.task_observation import OBS, SHOWN, HiddenTask, OneHotTask, TaskEntry, entries_of
+from sb3_grpo.envs.task_observation import SHOWN, HiddenTask, OneHotTask, TaskEntry
 from sb3_grpo.envs.united_spaces import UnitedActions, fit, unite_actions, unite_observations
 
 # What makes an environment: its id, a function or class that returns one, or the environment
 TaskSource = str | Callable[[], gym.Env[Any, Any]] | gym.Env[Any, Any]
 Tasks = Mapping[str, TaskSource] | Sequence[TaskSource]
-ACTION_MASK = "action_mask"  # key of the observation
 
 
 class MultiTaskEnv(TaskChoosingEnv):
@@ -125,19 +125,18 @@ class ActionMask:
     """
 
     def __init__(self, space: spaces.Space[Any], actions: UnitedActions):
-        self.space, self.masks, self.is_dict = space, actions.masks, isinstance(space, spaces.Dict)
-        if self.masks is None:
+        self.space, self._entry = space, None
+        if actions.masks is None:
             return
-        entries = entries_of(space)
-        if ACTION_MASK in entries:
+        if isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces:
             if not isinstance(actions.space, spaces.Discrete):
                 raise ValueError(
                     f'`tasks` with an entry "{ACTION_MASK}" must have the same actions, or Discrete ones, got {actions.space}'
                 )
-            self.masks = None
             return
-        self.masks = self.masks.astype(np.int8)
-        self.space = spaces.Dict({**entries, ACTION_MASK: spaces.MultiBinary(self.masks.shape[1])})
+        self.masks = actions.masks.astype(np.int8)
+        self._entry = ExtraEntry(space, ACTION_MASK, spaces.MultiBinary(self.masks.shape[1]))
+        self.space = self._entry.space
 
     def add(self, obs: Any, task: int) -> Any:
         """
@@ -146,9 +145,7 @@ class ActionMask:
         :param obs: of the environment, an element of the united space
         :param task: number of the task
         """
-        if self.masks is None:
-            return obs
-        return {**(obs if self.is_dict else {OBS: obs}), ACTION_MASK: self.masks[task].copy()}
+        return obs if self._entry is None else self._entry.add(obs, self.masks[task].copy())
 
 
 def make_task_env(source: TaskSource, render_mode: str | None) -> gym.Env[Any, Any]:

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-TASK = "task"  # key of the observation and of the infos
-OBS = "obs"  # key of the observation of an environment that has no keys of its own
+from sb3_grpo.envs.entries import TASK, ExtraEntry
 
 
 class HiddenTask:
@@ -62,11 +61,11 @@ class TaskEntry(HiddenTask):
     """
 
     def __init__(self, space: spaces.Space[Any], n_tasks: int):
-        self.is_dict = isinstance(space, spaces.Dict)
-        super().__init__(spaces.Dict({**entries_of(space), TASK: spaces.Discrete(n_tasks)}), n_tasks)
+        self._entry = ExtraEntry(space, TASK, spaces.Discrete(n_tasks))
+        super().__init__(self._entry.space, n_tasks)
 
     def show(self, obs: Any, task: int) -> Any:
-        return {**(obs if self.is_dict else {OBS: obs}), TASK: task}
+        return self._entry.add(obs, task)
 
 
 # Values of the argument `task_observation`
@@ -84,18 +83,3 @@ def with_columns(space: spaces.Box, n: int) -> spaces.Box:
     dtype: Any = space.dtype
     low, high = np.zeros(n, dtype), np.ones(n, dtype)
     return spaces.Box(np.concatenate([space.low, low]), np.concatenate([space.high, high]), dtype=dtype)
-
-
-def entries_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
-    """
-    Return the entries of a Dict that is to hold an observation and its task.
-
-    :param space: observation space of the environment
-    :return: its own entries, or the space itself as ``"obs"``
-    :raises ValueError: if one of them is ``"task"``
-    """
-    if not isinstance(space, spaces.Dict):
-        return {OBS: space}
-    if TASK in space.spaces:
-        raise ValueError(f'the observation must have no entry "task" of its own, which is to tell the task, got {space}')
-    return dict(space.spaces)

@@ -12,6 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_grpo.action_masks import sample_allowed
 from sb3_grpo.vec_env.adapter import VectorEnvAdapter, adapt_vector_env
 from sb3_grpo.vec_env.joined import JoinedVecEnv
 from sb3_grpo.vec_env.lean import LeanVecEnv
@@ -199,7 +200,8 @@ def check_shared_start(env: str | MakeEnv, n_steps: int = CHECKED_STEPS) -> None
     Two instances take the same actions after a reset with the same seed, step by step, for several seeds; one of them has
     played another episode right before. This finds environments that ignore the seed, that carry something over from
     one episode to the next, and that draw from generators of their own or of the process. It does not find what shows
-    only later than in ``n_steps`` steps, or in other states than random actions lead to.
+    only later than in ``n_steps`` steps, or in other states than random actions lead to. Where observations have an entry
+    ``"action_mask"``, the actions are those that it allows.
 
     :param env: id of the environment, or a function or class that returns a new one
     :param n_steps: of each episode, at least 1; episodes may end earlier
@@ -229,31 +231,22 @@ def check_repeats(name: str, make_env: MakeEnv, n_steps: int) -> None:
         action_space = deepcopy(one.action_space)  # with a generator of its own
         for seed in range(N_CHECKED):
             # with the seed that comes next: what is kept for a seed, and changed by other actions, is found there
-            for _ in play(name, other, seed + 1, draw_actions(action_space, N_CHECKED + seed, n_steps)):
+            action_space.seed(N_CHECKED + seed)
+            for _ in play(name, other, seed + 1, action_space, n_steps):
                 pass
-            compare_episodes(name, one, other, seed, draw_actions(action_space, seed, n_steps))
+            action_space.seed(seed)
+            compare_episodes(name, one, other, seed, action_space, n_steps)
 
 
-def draw_actions(space: gym.Space[Any], seed: int, n_steps: int) -> list[Any]:
+def play(name: str, env: gym.Env[Any, Any], seed: int, action_space: gym.Space[Any], n_steps: int) -> Iterator[dict[str, Any]]:
     """
-    Draw actions.
-
-    :param space: of the actions
-    :param seed: of the draw
-    :param n_steps: number of actions
-    """
-    space.seed(seed)
-    return [space.sample() for _ in range(n_steps)]
-
-
-def play(name: str, env: gym.Env[Any, Any], seed: int, actions: list[Any]) -> Iterator[dict[str, Any]]:
-    """
-    Yield what is seen of an episode: after the reset, and after each step until it ends or no action is left.
+    Yield what is seen of an episode: after the reset, and after each step.
 
     :param name: of the user's argument
     :param env: the environment
     :param seed: of the reset
-    :param actions: one a step
+    :param action_space: that actions are drawn from, those that the observation allows
+    :param n_steps: after which the episode is left, if it has not ended
     :raises ValueError: if the reset takes no seed
     """
     try:
@@ -263,15 +256,18 @@ def play(name: str, env: gym.Env[Any, Any], seed: int, actions: list[Any]) -> It
             f"{name} must make environments that are reset with a seed, but reset(seed={seed}) raised TypeError: {error}. "
             f"{ADVICE}"
         ) from error
-    yield {"observation": deepcopy(first[0])}
-    for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(deepcopy(action))
+    obs = first[0]
+    yield {"observation": deepcopy(obs)}
+    for _ in range(n_steps):
+        obs, reward, terminated, truncated, _ = env.step(sample_allowed(action_space, obs))
         yield {"observation": deepcopy(obs), "reward": reward, "end of the episode": (terminated, truncated)}
         if terminated or truncated:
             return
 
 
-def compare_episodes(name: str, one: gym.Env[Any, Any], other: gym.Env[Any, Any], seed: int, actions: list[Any]) -> None:
+def compare_episodes(
+    name: str, one: gym.Env[Any, Any], other: gym.Env[Any, Any], seed: int, action_space: gym.Space[Any], n_steps: int
+) -> None:
     """
     Play an episode in two environments, step by step, and refuse a difference.
 
@@ -279,11 +275,14 @@ def compare_episodes(name: str, one: gym.Env[Any, Any], other: gym.Env[Any, Any]
     :param one: an environment
     :param other: another one
     :param seed: of both resets
-    :param actions: of both, one a step
+    :param action_space: that the actions of both are drawn from
+    :param n_steps: see :func:`play`
     :raises ValueError: if observations, rewards or ends differ
     """
     # taking turns: a generator of the process that the reset seeds would repeat its numbers if they played one after another
-    both = zip(play(name, one, seed, actions), play(name, other, seed, actions), strict=True)
+    # with generators of their own, in the same state: as long as observations are the same, actions are
+    plays = (play(name, env, seed, deepcopy(action_space), n_steps) for env in (one, other))
+    both = zip(*plays, strict=True)
     for step, (mine, theirs) in enumerate(both):
         for what, value in mine.items():
             if not is_same(value, theirs[what]):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_grpo.envs.task_observation import TASK, with_columns
+from sb3_grpo.envs.entries import TASK
+from sb3_grpo.envs.task_observation import with_columns
 
 TaskLabel = int | float | str
 

@@ -193,6 +193,7 @@ class TestKindsOfEnvironments:
 class TestAddTasks:
     def test_the_environment_is_the_first_task(self):
         env = add_tasks(gym.make("CartPole-v1"), {"swing": "Acrobot-v1"}, task=0)
+        assert isinstance(env, MultiTaskEnv)
         assert env.task_names == ["CartPole-v1", "swing"]
         assert env.reset(seed=4)[0]["obs"][:4].tolist() == gym.make("CartPole-v1").reset(seed=4)[0].tolist()
 
@@ -236,7 +237,10 @@ def test_made_by_its_id():
         (dict(task_observation="one_hot"), r"`task_observation` must not be \"one_hot\" unless observations have one dim"),
         (dict(reward_scales={"sit": 2.0}), r"`reward_scales` must name tasks, .* got \['sit'\]"),
         (dict(reward_scales={"swing": np.nan}), r"`reward_scales` must be finite numbers, got \{'swing': nan\}"),
-        (dict(tasks=[partial(TaskCartPole, task_observation="dict")]), r"must have no entry \"task\" of its own"),
+        (
+            dict(tasks=[partial(TaskCartPole, task_observation="dict")]),
+            r"observations must not have an entry 'task' of their own",
+        ),
     ],
 )
 def test_bad_arguments(kwargs, message):

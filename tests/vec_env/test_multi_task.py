@@ -11,7 +11,15 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_grpo import LeanVecEnv, MultiTaskEnv, TaskSamplingCallback, adapt_vector_env, make_multi_task_vec_env
+from sb3_grpo import (
+    GRPO,
+    LeanVecEnv,
+    MultiTaskEnv,
+    TaskSamplingCallback,
+    adapt_vector_env,
+    evaluate_groups,
+    make_multi_task_vec_env,
+)
 from sb3_grpo.envs.cartpole import TaskCartPole
 from sb3_grpo.envs.multi_task import TaskSource
 
@@ -94,6 +102,22 @@ class TestKindsOfVecEnvs:
         # CartPole would not have taken the third action of Acrobot
         assert len(actions) == 64
         assert set(actions) == {0, 1}
+
+    @pytest.mark.parametrize("n_groups", [1, 2])
+    def test_grpo_takes_none_of_them(self, n_groups):
+        class Strict(MultiTaskEnv):
+            def step(self, action):
+                assert self.current_env.action_space.contains(action)
+                return super().step(action)
+
+        def play(algorithm, **kwargs):
+            env = DummyVecEnv([partial(Strict, {"balance": "CartPole-v1", "swing": "Acrobot-v1"}, task=k) for k in range(2)])
+            model = algorithm("MultiInputPolicy", env, n_steps=64, batch_size=64, seed=0, **kwargs).learn(256)
+            evaluate_groups(model, env, 2, deterministic=False, warn=False)
+
+        play(GRPO, router="task", n_groups=n_groups)
+        with pytest.raises(AssertionError):
+            play(PPO)
 
     def test_sampling_changes_how_often_a_task_is_drawn(self):
         env = make_multi_task_vec_env(TASKS, 4, seed=0)
