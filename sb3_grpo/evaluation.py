@@ -24,10 +24,10 @@ TaskLabel = Any
 class GroupEvaluation(NamedTuple):
     """Statistics of the evaluated episodes of one task or cell."""
 
-    mean: float  # mean return
-    std: float  # population standard deviation of the returns
-    mean_length: float  # steps
-    n_episodes: int
+    mean: float  #: mean return
+    std: float  #: population standard deviation of the returns
+    mean_length: float  #: steps
+    n_episodes: int  #: episodes that were played
 
 
 def env_has(env: VecEnv, *names: str) -> bool:
