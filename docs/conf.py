@@ -8,6 +8,7 @@ from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent
 LINK = re.compile(r"^- \[.+?\]\(([\w/]+)\.(?:md|rst)\)", re.MULTILINE)
+INTERVAL = re.compile(r"(?<=[ |])(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]")
 sys.path.insert(0, str(DOCS.parent))
 
 import sb3_grpo  # noqa: E402  # that of this repository
@@ -61,13 +62,16 @@ def table_of_contents(index: str) -> str:
     return "".join(f"\n```{{toctree}}\n{tree}\n```\n" for tree in trees)
 
 
-def add_table_of_contents(app: Sphinx, name: str, content: list[str]) -> None:
+def adapt_page(app: Sphinx, name: str, content: list[str]) -> None:
     """
-    Append the table of contents to ``index.md``: on GitHub it would be a block of code.
+    Keep a figure and its interval in one line, and append the table of contents to ``index.md``.
+
+    Neither is in the files: non-breaking spaces cannot be told from others there, and the table would be code on GitHub.
 
     :param name: name of the page
     :param content: its text, in a list of one entry
     """
+    content[0] = INTERVAL.sub("\\1\N{NO-BREAK SPACE}[\\2,\N{NO-BREAK SPACE}\\3]", content[0])
     if name == "index":
         content[0] += table_of_contents(content[0])
 
@@ -78,4 +82,4 @@ def setup(app: Sphinx) -> None:
 
     :param app: Sphinx
     """
-    app.connect("source-read", add_table_of_contents)
+    app.connect("source-read", adapt_page)
