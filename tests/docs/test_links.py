@@ -70,8 +70,3 @@ def test_links_are_found() -> None:
 def test_anchors_are_those_of_github() -> None:
     page = "# One\ntext\n## LunarLander's `two` parts\n```text\n# code\n```\n### Can I use?\n"
     assert anchors(page) == {"one", "lunarlanders-two-parts", "can-i-use"}
-
-
-def test_every_page_is_named_on_the_first() -> None:
-    named = {f"docs/{link}" for link in links_of((REPOSITORY / "docs/index.md").read_text())}
-    assert set(DOCS) - {"docs/index.md"} <= named
