@@ -10,7 +10,7 @@ export MPLBACKEND ?= Agg
 SWEEPS := balance balancing_rules critic_free delayed_rewards eight_tasks gridworlds regrouping head_to_head minigrid_tasks options
 SMOKE := benchmark_smoke
 
-.PHONY: install demo test test-slow test-gpu test-install lint benchmark benchmark-smoke clean
+.PHONY: install demo docs test test-slow test-gpu test-install lint benchmark benchmark-smoke clean
 
 install: $(VENV)/installed-dev
 
@@ -23,7 +23,7 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m benchmarks.demo
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: install
@@ -48,10 +48,14 @@ benchmark-smoke: install
 	for sweep in $(SWEEPS); do $(BIN)/python -m benchmarks.sweeps.$$sweep --smoke $(SMOKE) || exit 1; done
 	$(BIN)/python -m benchmarks.report --results $(SMOKE) --docs $(SMOKE)
 
+# the pages as a site, in docs/_build/html; a fresh environment, or else only pages that have changed could warn
+docs: install
+	$(BIN)/python -m sphinx --fresh-env --nitpicky --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info $(SMOKE) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output
+	rm -rf $(VENV) build dist docs/_build *.egg-info $(SMOKE) .mypy_cache .pytest_cache .ruff_cache .hypothesis demo_output

@@ -13,8 +13,8 @@ from sb3_grpo.scores import GroupScores
 class GroupWeights(NamedTuple):
     """Weights of the groups of one rollout."""
 
-    weights: np.ndarray  # factor on the policy-gradient loss of each group, 1 = PPO
-    coef: float  # coefficient that the weights come from, after a cap
+    weights: np.ndarray  #: factor on the policy-gradient loss of each group, 1 = PPO
+    coef: float  #: coefficient that the weights come from, after a cap
 
     def at(self, compared: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """
@@ -86,5 +86,5 @@ class GapOdds(Balancer):
         return GroupWeights(odds / odds.sum() / scores.shares, coef)
 
 
-# Values of the argument `balancer`
+#: Values of the argument ``balancer``
 BALANCERS: dict[str, type[Balancer]] = {"relative_penalty": RelativePenalty, "gap_odds": GapOdds}

@@ -16,17 +16,17 @@ class Rollout(NamedTuple):
     Each entry is a tensor, or a dict of tensors, whose first dimension is ``B``. The last ones are there if they are needed.
     """
 
-    observations: PyTorchObs
-    actions: th.Tensor
-    old_values: th.Tensor  # shape (B,); (B, n_objectives) where groups are objectives
-    old_log_prob: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor  # same shape as the values
-    heads: th.Tensor  # index of the head of the step, shape (B,)
-    weights: th.Tensor  # factor on the step's policy-gradient loss, 1 = PPO, shape (B,)
-    shares: th.Tensor | None = None  # factor on the whole loss of the step, shape (B,); ``None``: 1
-    trajectories: th.Tensor | None = None  # trajectory of the step, if its ratios are to be averaged, shape (B,)
-    reference_log_prob: th.Tensor | None = None  # of the action, by the reference policy, shape (B,)
+    observations: PyTorchObs  #: as the policy gets them
+    actions: th.Tensor  #: as the policy drew them
+    old_values: th.Tensor  #: shape (B,); (B, n_objectives) where groups are objectives
+    old_log_prob: th.Tensor  #: of the action when it was drawn, shape (B,)
+    advantages: th.Tensor  #: shape (B,)
+    returns: th.Tensor  #: same shape as the values
+    heads: th.Tensor  #: index of the head of the step, shape (B,)
+    weights: th.Tensor  #: factor on the step's policy-gradient loss, 1 = PPO, shape (B,)
+    shares: th.Tensor | None = None  #: factor on the whole loss of the step, shape (B,); ``None``: 1
+    trajectories: th.Tensor | None = None  #: trajectory of the step, if its ratios are to be averaged, shape (B,)
+    reference_log_prob: th.Tensor | None = None  #: of the action, by the reference policy, shape (B,)
 
     def tensors(self) -> list[th.Tensor | None]:
         """Return all entries, those of a dict of observations first."""

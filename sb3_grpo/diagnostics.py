@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 class GroupRecord(NamedTuple):
     """What is known of one group in use."""
 
-    group: int
-    cells: list[int]
-    steps: int  # in the last rollout
-    score: float  # mean over these steps; nan without steps
-    weight: float  # factor on the group's policy-gradient loss; 1 = PPO
-    name: str | None = None  # of the objective, or of its cells; ``None`` where they have none
+    group: int  #: its number, which it keeps for life
+    cells: list[int]  #: its cells
+    steps: int  #: in the last rollout
+    score: float  #: mean over these steps; nan without steps
+    weight: float  #: factor on the group's policy-gradient loss; 1 = PPO
+    name: str | None = None  #: of the objective, or of its cells; ``None`` where they have none
 
 
 def group_records(

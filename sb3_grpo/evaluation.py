@@ -25,10 +25,10 @@ TaskLabel = Any
 class GroupEvaluation(NamedTuple):
     """Statistics of the evaluated episodes of one task or cell."""
 
-    mean: float  # mean return
-    std: float  # population standard deviation of the returns
-    mean_length: float  # steps
-    n_episodes: int
+    mean: float  #: mean return
+    std: float  #: population standard deviation of the returns
+    mean_length: float  #: steps
+    n_episodes: int  #: episodes that were played
 
 
 class EpisodeCollector:

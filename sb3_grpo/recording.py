@@ -11,21 +11,21 @@ from sb3_grpo.buffers import GroupBufferMixin
 class EndedEpisodes(NamedTuple):
     """The episodes that ended in a rollout, in the order in which they ended; arrays of shape ``(E,)``."""
 
-    steps: np.ndarray  # of the last step, an index of the rollout's ``B`` steps, environment by environment
-    returns: np.ndarray  # as ``Monitor`` reports them, else sums of the rewards that the algorithm got
-    lengths: np.ndarray  # steps
-    truncated: np.ndarray  # whether a time limit ended it
+    steps: np.ndarray  #: of the last step, an index of the rollout's ``B`` steps, environment by environment
+    returns: np.ndarray  #: as ``Monitor`` reports them, else sums of the rewards that the algorithm got
+    lengths: np.ndarray  #: steps
+    truncated: np.ndarray  #: whether a time limit ended it
 
 
 class Outcome(NamedTuple):
     """What the ``B`` steps of a rollout brought, environment by environment; arrays of shape ``(B,)``."""
 
-    cells: np.ndarray
-    returns: np.ndarray  # returns-to-go, as SB3 estimates them for the value function
-    rewards: np.ndarray  # where a time limit ended an episode, with the value that SB3 adds
-    paid: np.ndarray  # rewards as the environments gave them
-    advantages: np.ndarray  # not normalised
-    episodes: EndedEpisodes
+    cells: np.ndarray  #: cell of each step
+    returns: np.ndarray  #: returns-to-go, as SB3 estimates them for the value function
+    rewards: np.ndarray  #: where a time limit ended an episode, with the value that SB3 adds
+    paid: np.ndarray  #: rewards as the environments gave them
+    advantages: np.ndarray  #: not normalised
+    episodes: EndedEpisodes  #: that ended in the rollout
 
 
 class RolloutRecorder(BaseCallback):

@@ -50,11 +50,11 @@ class Split(NamedTuple):
 class RegroupEvent(NamedTuple):
     """A merge or split that was applied, as ``model.regroup_history`` records it."""
 
-    timestep: int
-    kind: str  # "merge" or "split"
-    groups: tuple[int, int]  # merge: kept and dropped group; split: old and new group
-    kl: float  # nats
-    cell_to_group: list[int]  # group of each cell after the event
+    timestep: int  #: steps of the training at the event
+    kind: str  #: "merge" or "split"
+    groups: tuple[int, int]  #: merge: kept and dropped group; split: old and new group
+    kl: float  #: nats
+    cell_to_group: list[int]  #: group of each cell after the event
 
     @classmethod
     def from_json(cls, event: Sequence[Any]) -> "RegroupEvent":

@@ -417,6 +417,7 @@ def check_cells(cells: th.Tensor, batch: int, n_cells: int, origin: str) -> None
         raise ValueError(f"cells from {origin} must lie in [0, {n_cells}), got values from {low} to {high}")
 
 
+#: Values of the argument ``router`` that are names
 ROUTERS: dict[str, type[Router]] = {"random": RandomRouter, "one_hot": OneHotRouter, "discrete": DiscreteRouter}
 
 

@@ -37,12 +37,12 @@ class ScoreHistory(nn.Module):
 class GroupScores(NamedTuple):
     """How the groups of one rollout compare; arrays have one entry for each group that has steps in it."""
 
-    groups: np.ndarray  # numbers of the groups, ascending
-    counts: np.ndarray  # n_i, their steps in the rollout
-    scores: np.ndarray  # R_i
-    scale: float  # sigma_R
-    advantage_scale: np.ndarray  # s_i, what normalises the advantages of each group, in the unit of the scores
-    eta_squared: float  # share of the score's variance that the groups explain, 0 to 1
+    groups: np.ndarray  #: numbers of the groups, ascending
+    counts: np.ndarray  #: n_i, their steps in the rollout
+    scores: np.ndarray  #: R_i
+    scale: float  #: sigma_R
+    advantage_scale: np.ndarray  #: s_i, what normalises the advantages of each group, in the unit of the scores
+    eta_squared: float  #: share of the score's variance that the groups explain, 0 to 1
 
     @property
     def shares(self) -> np.ndarray:
@@ -193,7 +193,7 @@ class GapScore(Score):
         return fluctuation - history.episodes.gaps(self.targets)[outcome.cells], units
 
 
-# Values of the argument `group_score`
+#: Values of the argument ``group_score``
 SCORES: dict[str, type[Score]] = {
     "return": ReturnScore,
     "reward": RewardScore,

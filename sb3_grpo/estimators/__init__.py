@@ -3,7 +3,7 @@
 from sb3_grpo.estimators.base import GAE, AdvantageEstimator, Experience
 from sb3_grpo.estimators.critic_free import CriticFreeEstimator, OutcomeEstimator, ProcessEstimator, TimeStepEstimator
 
-# Values of the argument `advantage_estimator`
+#: Values of the argument ``advantage_estimator``
 ESTIMATORS: dict[str, type[AdvantageEstimator]] = {
     "gae": GAE,
     "outcome": OutcomeEstimator,

@@ -13,11 +13,11 @@ from sb3_grpo.recording import Outcome
 class Experience(NamedTuple):
     """The steps that the policy learns from: those of the rollout, or those of the trajectories that are complete."""
 
-    rollout: Rollout
-    outcome: Outcome  # of the same steps in the same order, with the advantages; the episodes are those of the rollout
-    parts: np.ndarray  # steps with different numbers have nothing in common but the policy, shape (B,)
-    divisors: np.ndarray | None = None  # what the advantage of each step has been divided by, shape (B,); ``None``: nothing
-    figures: Mapping[str, float] = {}  # for the logger, by tag
+    rollout: Rollout  #: as tensors
+    outcome: Outcome  #: of the same steps in the same order, with the advantages; the episodes are those of the rollout
+    parts: np.ndarray  #: steps with different numbers have nothing in common but the policy, shape (B,)
+    divisors: np.ndarray | None = None  #: what the advantage of each step has been divided by, shape (B,); ``None``: nothing
+    figures: Mapping[str, float] = {}  #: for the logger, by tag
 
 
 class AdvantageEstimator(ABC):

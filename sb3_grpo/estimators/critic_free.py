@@ -17,8 +17,8 @@ from sb3_grpo.recording import Outcome
 class Returns(NamedTuple):
     """What complete trajectories have brought, discounted."""
 
-    to_go: np.ndarray  # from each step to the end of its trajectory, shape (B,)
-    outcomes: np.ndarray  # from the first step of each trajectory, shape (n,)
+    to_go: np.ndarray  #: from each step to the end of its trajectory, shape (B,)
+    outcomes: np.ndarray  #: from the first step of each trajectory, shape (n,)
 
 
 class CriticFreeEstimator(AdvantageEstimator):
@@ -63,7 +63,7 @@ class CriticFreeEstimator(AdvantageEstimator):
         return self.groups.next_episode
 
     def begin(self, n_envs: int, next_episode: int) -> None:
-        """Prepare for environments that are about to be reset, see :class:`AdvantageEstimator`."""
+        """Prepare for environments that are about to be reset, see :class:`~sb3_grpo.estimators.base.AdvantageEstimator`."""
         self.groups.begin(n_envs, next_episode)
 
     @abstractmethod
@@ -77,7 +77,7 @@ class CriticFreeEstimator(AdvantageEstimator):
         """
 
     def __call__(self, buffer: GroupBufferMixin, outcome: Outcome, ended: np.ndarray) -> Experience:
-        """Return the steps of the sampling groups that are complete, see :class:`AdvantageEstimator`."""
+        """Return the steps of complete sampling groups, see :class:`~sb3_grpo.estimators.base.AdvantageEstimator`."""
         found, n_unused = self.groups.add(buffer, outcome, ended)
         steps = found.steps
         to_go = sums_to_go(steps.rewards, found.lengths, self.gamma)

@@ -13,8 +13,8 @@ SAME = 1e-6
 class Relative(NamedTuple):
     """How values compare with those of their group; arrays have the shape of the values."""
 
-    values: np.ndarray  # value minus the mean of its group, divided
-    divisors: np.ndarray  # what the difference was divided by; where all values of a group are alike 0
+    values: np.ndarray  #: value minus the mean of its group, divided
+    divisors: np.ndarray  #: what the difference was divided by; where all values of a group are alike 0
 
 
 def are_alike(values: np.ndarray, member: np.ndarray, n_groups: int) -> np.ndarray:

@@ -12,11 +12,11 @@ from sb3_grpo.recording import Outcome
 class Steps(NamedTuple):
     """``B`` steps of trajectories, in any order; arrays of shape ``(B,)``."""
 
-    rollout: Rollout
-    cells: np.ndarray
-    rewards: np.ndarray  # as the environments gave them
-    trajectory: np.ndarray  # number of the trajectory, never used again
-    time: np.ndarray  # number of the step in its trajectory, from 0
+    rollout: Rollout  #: as tensors
+    cells: np.ndarray  #: cell of each step
+    rewards: np.ndarray  #: as the environments gave them
+    trajectory: np.ndarray  #: number of the trajectory, never used again
+    time: np.ndarray  #: number of the step in its trajectory, from 0
 
     def at(self, indices: np.ndarray) -> "Steps":
         """
@@ -41,11 +41,11 @@ class Steps(NamedTuple):
 class Trajectories(NamedTuple):
     """``n`` complete episodes of ``B`` steps, one after the other."""
 
-    steps: Steps
-    member: np.ndarray  # trajectory of each step, from 0 to n - 1, ascending, shape (B,)
-    lengths: np.ndarray  # steps of each trajectory, shape (n,)
-    group: np.ndarray  # sampling group of each trajectory, from 0, shape (n,)
-    truncated: np.ndarray  # whether a time limit ended it, shape (n,)
+    steps: Steps  #: of all of them
+    member: np.ndarray  #: trajectory of each step, from 0 to n - 1, ascending, shape (B,)
+    lengths: np.ndarray  #: steps of each trajectory, shape (n,)
+    group: np.ndarray  #: sampling group of each trajectory, from 0, shape (n,)
+    truncated: np.ndarray  #: whether a time limit ended it, shape (n,)
 
 
 class SamplingGroups:

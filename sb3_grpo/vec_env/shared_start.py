@@ -117,7 +117,8 @@ def make_group_vec_env(
     :param wrapper_class: wrapper around ``Monitor``, or a function that wraps
     :param env_kwargs: arguments of the environment
     :param vec_env_cls: ``LeanVecEnv`` (default), ``DummyVecEnv``, ``SubprocVecEnv``, ``RayVecEnv``; or Gymnasium's
-        ``SyncVectorEnv`` or ``AsyncVectorEnv`` (Gymnasium 1.1 or newer), which :func:`adapt_vector_env` adapts
+        ``SyncVectorEnv`` or ``AsyncVectorEnv`` (Gymnasium 1.1 or newer), which
+        :func:`~sb3_grpo.vec_env.adapter.adapt_vector_env` adapts
     :param vec_env_kwargs: arguments of ``vec_env_cls``
     :param monitor_kwargs: arguments of ``Monitor``
     :param wrapper_kwargs: arguments of ``wrapper_class``
