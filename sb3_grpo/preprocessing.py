@@ -26,6 +26,8 @@ class Preprocessor:
     def __init__(self, observation_space: spaces.Space, normalize_images: bool, router: "Router | None" = None):
         self.space, self.visible = observation_space, None if router is None else router.visible
         entries = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
+        # plain integers, since the compiler takes NumPy's for tensors
+        self._sizes = {key: choice_sizes(space) for key, space in entries.items() if choice_sizes(space)}
         self._image_keys = {key for key, space in entries.items() if normalize_images and is_image_space(space)}
 
     def __call__(self, obs: PyTorchObs) -> PyTorchObs:
@@ -45,6 +47,38 @@ class Preprocessor:
     def _scale(self, obs: th.Tensor, space: spaces.Space, key: str | None) -> th.Tensor:
         if key in self._image_keys:
             return obs.float() / 255.0
+        if key in self._sizes and th.compiler.is_compiling():
+            return one_hot_of(obs, self._sizes[key])
         preprocessed = preprocess_obs(obs, space, normalize_images=False)
         assert isinstance(preprocessed, th.Tensor)
         return preprocessed
+
+
+def choice_sizes(space: spaces.Space) -> list[int]:
+    """
+    Return the number of values of each variable of a Discrete or MultiDiscrete space; none of another space.
+
+    :param space: the space
+    """
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    return space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else []
+
+
+def one_hot_of(obs: th.Tensor, sizes: list[int]) -> th.Tensor:
+    """
+    Return what ``preprocess_obs`` returns for Discrete and MultiDiscrete observations, for the compiler, which refuses that.
+
+    Torch's function looks at the numbers to check them. Here one that is outside of its space becomes NaN, which is found
+    where outputs are checked.
+
+    :param obs: shape ``(B,)`` or ``(B, 1)`` for one variable, ``(B, len(sizes))`` for several
+    :param sizes: number of values of each variable
+    :return: shape ``(B, n)`` or ``(B, 1, n)`` for one variable, ``(B, sum(sizes))`` for several
+    """
+    variables = [obs] if len(sizes) == 1 else list(obs.split(1, dim=1))
+    codes = []
+    for values, size in zip(variables, sizes, strict=True):
+        code = (values.unsqueeze(-1) == th.arange(size, device=obs.device)).float()
+        codes.append(code / code.sum(dim=-1, keepdim=True))
+    return codes[0] if len(sizes) == 1 else th.cat(codes, dim=-1).flatten(1)

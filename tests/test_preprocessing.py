@@ -8,8 +8,11 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tiny_envs import RandomEnv
 
-from sb3_grpo.preprocessing import Preprocessor
+from sb3_grpo import GRPO
+from sb3_grpo.preprocessing import Preprocessor, choice_sizes, one_hot_of
 from sb3_grpo.routing import make_router
 
 IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
@@ -73,3 +76,42 @@ def test_an_entry_that_the_router_hides(hide):
     assert set(preprocessed) == ({"obs"} if hide else {"obs", "task"})
     if not hide:
         assert preprocessed["task"].tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+CHOICES: list[tuple[gym.Space[Any], list[int]]] = [
+    (spaces.Discrete(4), [4]),
+    (spaces.MultiDiscrete([2, 3]), [2, 3]),
+    (spaces.MultiDiscrete([5]), [5]),
+]
+
+
+@pytest.mark.parametrize(("space", "sizes"), CHOICES)
+def test_one_hot_codes_for_the_compiler_are_those_of_sb3(space, sizes):
+    assert choice_sizes(space) == sizes
+    batch = batch_of(space, 20)
+    for obs in [batch, batch.reshape(20, -1), batch.reshape(20, -1).float()]:
+        expected = preprocess_obs(obs, space)
+        assert isinstance(expected, th.Tensor)
+        # the compiler gets what the rollout buffer stores: a column for each variable
+        assert one_hot_of(obs, sizes).flatten(1).equal(expected.flatten(1))
+
+
+def test_one_hot_codes_of_what_does_not_exist_are_nan():
+    codes = one_hot_of(th.tensor([1, 2, -1, 5]), [3])
+    assert codes.isnan().tolist() == [[False] * 3, [False] * 3, [True] * 3, [True] * 3]
+    assert codes[:2].tolist() == [[0, 1, 0], [0, 0, 1]]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_discrete_observations_are_compiled(compiled_calls):
+    space = spaces.Dict({"task": spaces.Discrete(2), "several": spaces.MultiDiscrete([2, 3]), "x": spaces.Box(-1, 1, (2,))})
+    trained = {}
+    for compiled in (False, True):
+        env = DummyVecEnv([lambda: RandomEnv(space, spaces.Discrete(2))])
+        env.seed(0)
+        kwargs: dict[str, Any] = dict(n_steps=32, batch_size=32, n_epochs=2, seed=0, policy_kwargs=dict(net_arch=[4]))
+        space.seed(0)
+        trained[compiled] = GRPO("MultiInputPolicy", env, router="task", compile=compiled, **kwargs).learn(96)
+    assert min(compiled_calls) > 0
+    for name, tensor in trained[False].policy.state_dict().items():
+        th.testing.assert_close(trained[True].policy.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
