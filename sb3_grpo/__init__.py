@@ -1,7 +1,7 @@
 """Group Relative Policy Optimization for Stable-Baselines3."""
 
 from sb3_grpo.action_masks import ActionMaskWrapper
-from sb3_grpo.callbacks import GroupEvalCallback, RegroupCallback, plot_regrouping
+from sb3_grpo.callbacks import GroupEvalCallback, RegroupCallback, plot_regrouping, plot_tasks
 from sb3_grpo.diagnostics import GroupRecord
 from sb3_grpo.envs import register_envs
 from sb3_grpo.envs.multi_task import MultiTaskEnv, add_tasks
@@ -48,6 +48,7 @@ __all__ = [
     "make_group_vec_env",
     "make_multi_task_vec_env",
     "plot_regrouping",
+    "plot_tasks",
 ]
 
 register_envs()

@@ -26,7 +26,7 @@ from sb3_grpo.evaluation import (
     objective_names_of,
 )
 from sb3_grpo.interrupts import interrupts_delayed
-from sb3_grpo.plots import draw_kl, draw_timeline, new_figure, timeline_height
+from sb3_grpo.plots import EvaluationMoment, draw_kl, draw_tasks, draw_timeline, new_figure, timeline_height
 from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split
 from sb3_grpo.regrouping import as_regroup_event
 from sb3_grpo.rules import is_numbers
@@ -90,6 +90,7 @@ class GroupEvalCallback(EvalCallback):
         self.n_eval_episodes = enough_episodes(self.eval_env, self.n_eval_episodes)
         self.best_by = best_by
         self.last_evaluation: dict[TaskLabel, GroupEvaluation] = {}
+        self.moments: list[EvaluationMoment] = []  # one for each evaluation of this object
         self._collector: EpisodeCollector
 
     @property
@@ -179,6 +180,13 @@ class GroupEvalCallback(EvalCallback):
         if self._compares:
             self.logger.record("eval/worst_reward", self.last_worst_reward)
 
+    def _note_moment(self) -> None:
+        """Keep what :func:`plot_tasks` draws."""
+        returns = {str(label): evaluation.mean for label, evaluation in self.last_evaluation.items()}
+        records = getattr(self.model, "groups", [])
+        weights = {str(record.group if record.name is None else record.name): record.weight for record in records}
+        self.moments.append(EvaluationMoment(self.num_timesteps, returns, weights))
+
     def _on_step(self) -> bool:
         if self.eval_freq <= 0 or self.n_calls % self.eval_freq != 0:
             return True
@@ -192,6 +200,7 @@ class GroupEvalCallback(EvalCallback):
                 super()._on_step()
         finally:
             self.best_mean_reward, self.callback, self.verbose = before
+        self._note_moment()
         return self._compare_with_best()
 
     def _compare_with_best(self) -> bool:
@@ -395,6 +404,24 @@ def plot_regrouping(model: Any, path: str | Path | None = None) -> "Figure":
     draw_timeline(left, model.first_grouping, model.regroup_history, model.num_timesteps, model.task_names)
     divergences = model.regrouper.measure(model.policy, model.regroup_rule)
     draw_kl(right, divergences.between, model.policy.grouping.active, group_labels(model))
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def plot_tasks(callback: GroupEvalCallback, path: str | Path | None = None) -> "Figure":
+    """
+    Draw the return of each task, or objective, over the evaluations of a training, and the weights of the groups.
+
+    :param callback: that was given to ``learn``, of any algorithm; other algorithms have no weights
+    :param path: PNG to write; ``None``: none
+    :return: the figure
+    :raises ValueError: if it has not evaluated yet
+    :raises ImportError: if matplotlib is not installed
+    """
+    if not callback.moments:
+        raise ValueError("`callback` must have evaluated at least once, got one without an evaluation")
+    figure = draw_tasks(callback.moments)
     if path is not None:
         figure.savefig(path)
     return figure

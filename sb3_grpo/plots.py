@@ -1,7 +1,8 @@
 """Draw the groups: KL divergences between them, and the group of each cell over time."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -15,10 +16,20 @@ if TYPE_CHECKING:
 
 # Above these numbers not every row has a label, the heat map shows no values, and events have no lines
 MAX_LABELLED_ROWS, MAX_NUMBERED_GROUPS, MAX_LINES = 20, 12, 30
+# Panels side by side in the picture of the tasks
+MAX_COLUMNS = 4
 # Number of columns of the timeline
 N_MOMENTS = 1000
 # The timeline is extended by this share of its length, so that the groups after an event at its end are visible
 AFTER_NOW = 0.04
+
+
+class EvaluationMoment(NamedTuple):
+    """What an evaluation during training has found."""
+
+    timestep: int  #: number of environment steps so far
+    returns: Mapping[str, float]  #: mean return of each task, by its label
+    weights: Mapping[str, float]  #: of each group in use, by its label; none for other algorithms than GRPO
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -111,6 +122,36 @@ def draw_timeline(
     right = axes.secondary_yaxis("right")
     right.set_yticks(shown, [str(groupings[-1][cell]) for cell in shown])
     right.set_ylabel("group now")
+
+
+def draw_tasks(moments: Sequence[EvaluationMoment]) -> "Figure":
+    """
+    Draw the return of each task over time, each in axes of its own, since units differ; and the weights of the groups.
+
+    :param moments: of one training, in order
+    """
+    labels = list(dict.fromkeys(label for moment in moments for label in moment.returns))
+    groups = list(dict.fromkeys(label for moment in moments for label in moment.weights))
+    n_panels = len(labels) + bool(groups)
+    n_columns = min(n_panels, MAX_COLUMNS)
+    n_rows = math.ceil(n_panels / n_columns)
+    figure = new_figure(3.6 * n_columns, 2.6 * n_rows)
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False, sharex=True).flat)
+    steps = [moment.timestep for moment in moments]
+    for label, axes in zip(labels, panels, strict=False):
+        axes.plot(steps, [moment.returns.get(label, math.nan) for moment in moments], marker=".")
+        axes.set(title=label, ylabel="mean return")
+    for group in groups:
+        panels[len(labels)].plot(steps, [moment.weights.get(group, math.nan) for moment in moments], marker=".", label=group)
+    if groups:
+        panels[len(labels)].set(title="weights of the groups", ylabel="weight (1: PPO)")
+        panels[len(labels)].legend(fontsize="small")
+    for axes in panels[n_panels:]:
+        axes.set_visible(False)
+    for axes in panels[max(0, n_panels - n_columns) : n_panels]:
+        axes.set_xlabel("environment steps")
+        axes.tick_params(labelbottom=True)
+    return figure
 
 
 def _labelled_rows(n: int, max_rows: int) -> list[int]:

@@ -9,15 +9,25 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 from tiny_envs import RandomEnv
 
-from sb3_grpo import GRPO, GroupEvalCallback, TaskSamplingCallback, evaluate_groups, make_multi_task_vec_env, plot_regrouping
+from sb3_grpo import (
+    GRPO,
+    GroupEvalCallback,
+    TaskSamplingCallback,
+    evaluate_groups,
+    make_multi_task_vec_env,
+    plot_regrouping,
+    plot_tasks,
+)
 from sb3_grpo.callbacks import describe_event
 from sb3_grpo.env_tasks import label_cells
 from sb3_grpo.envs.multi_task import TaskSource
+from sb3_grpo.plots import EvaluationMoment, draw_tasks
 from sb3_grpo.regroup_plan import RegroupEvent
 
 TASKS: dict[str, TaskSource] = {
@@ -167,6 +177,55 @@ class TestNamesTakeThePlaceOfNumbers:
         assert [label.get_text() for label in timeline.get_yticklabels()] == list(TASKS)
         assert timeline.get_ylabel() == "task"
         assert [label.get_text() for label in heat_map.get_xticklabels()] == list(TASKS)
+
+
+def heights(curve):
+    return np.asarray(curve.get_ydata(), dtype=float).tolist()
+
+
+class TestPictureOfTheTasks:
+    def evaluated(self, algorithm=GRPO, **kwargs):
+        callback = GroupEvalCallback(make_env(n_envs=1, task="random"), eval_freq=32, n_eval_episodes=3, verbose=0)
+        settings = dict(n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu")
+        algorithm("MlpPolicy", make_env(), **settings, **kwargs).learn(192, callback)
+        return callback
+
+    def test_curves_are_the_evaluations(self, tmp_path):
+        callback = self.evaluated(router="task")
+        figure = plot_tasks(callback, tmp_path / "tasks.png")
+        assert (tmp_path / "tasks.png").read_bytes().startswith(b"\x89PNG")
+        *panels, weights = figure.axes
+        assert [axes.get_title() for axes in panels] == list(TASKS)
+        for axes in panels:
+            (curve,) = axes.lines
+            assert np.asarray(curve.get_xdata()).tolist() == [96, 192]
+            assert heights(curve)[-1] == callback.last_evaluation[axes.get_title()].mean
+        assert [curve.get_label() for curve in weights.lines] == list(TASKS)
+        assert {tuple(heights(curve)) for curve in weights.lines} != {(1.0, 1.0)}
+
+    def test_without_balance_all_weights_are_one(self):
+        *_, weights = plot_tasks(self.evaluated(router="task", group_coef=0.0)).axes
+        assert [heights(curve) for curve in weights.lines] == [[1.0, 1.0]] * 3
+
+    def test_other_algorithms_have_no_weights(self):
+        assert [axes.get_title() for axes in plot_tasks(self.evaluated(PPO)).axes] == list(TASKS)
+
+    def test_many_tasks_stand_in_rows(self):
+        moments = [EvaluationMoment(step, {str(task): 1.0 * task for task in range(6)}, {}) for step in (10, 20)]
+        axes = draw_tasks(moments).axes
+        assert [panel.get_title() for panel in axes if panel.get_visible()] == list("012345")
+        # the lowest panel of each column says what its axis is
+        assert [panel.get_xlabel() != "" for panel in axes] == [False] * 2 + [True] * 4 + [False] * 2
+
+    def test_a_task_that_was_not_played_leaves_a_gap(self):
+        moments = [EvaluationMoment(1, {"a": 1.0}, {"0": 1.0}), EvaluationMoment(2, {"a": 2.0, "b": 3.0}, {"1": 0.5})]
+        panels = draw_tasks(moments).axes
+        assert np.isnan(heights(panels[1].lines[0])).tolist() == [True, False]
+        assert [np.isnan(heights(line)).tolist() for line in panels[2].lines] == [[False, True], [True, False]]
+
+    def test_nothing_to_draw(self):
+        with pytest.raises(ValueError, match="`callback` must have evaluated at least once"):
+            plot_tasks(GroupEvalCallback(make_env()))
 
 
 @pytest.mark.parametrize(
