@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny_envs import MaskedEnv
 
 from sb3_grpo import GRPO, ActionMaskWrapper, GroupEvalCallback, MultiInputPolicy, evaluate_groups
-from sb3_grpo.action_masks import ActionMasks, make_action_masks
+from sb3_grpo.action_masks import ActionMasks, make_action_masks, sample_allowed
 from sb3_grpo.distributions import LEAST_LOG_PROB, make_action_distribution, mask_outputs
 from sb3_grpo.regrouping import grad_log_prob, head_outputs
 from sb3_grpo.vec_env import make_group_vec_env
@@ -511,6 +511,32 @@ class TestEvaluation:
         model = make_model(make_env(), action_mask_key=None, **BY_TASK)
         with pytest.raises(ValueError, match="is not allowed"):
             evaluate_groups(model, make_env(), n_eval_episodes=4)
+
+
+class TestRandomActions:
+    """As environments are tried with before training."""
+
+    def test_are_allowed(self, action_space):
+        env = MaskedEnv(action_space)
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        obs, taken = env._obs(), set()
+        for _ in range(200):
+            action = sample_allowed(env.action_space, obs)
+            taken.add(str(action))
+            # the environment refuses others
+            obs = env.step(action)[0] if env.time < 9 else env.reset()[0]
+        assert len(taken) == (4 if isinstance(action_space, spaces.Discrete) else 24)
+
+    @pytest.mark.parametrize(
+        "observation", [np.zeros(3), {"obs": 1}, {"action_mask": np.zeros(3)}, {"action_mask": 1}, 0, None], ids=str
+    )
+    def test_without_masks_are_those_of_the_space(self, observation, action_space):
+        for seed in range(5):
+            action_space.seed(seed)
+            expected = action_space.sample()
+            action_space.seed(seed)
+            np.testing.assert_array_equal(sample_allowed(action_space, observation), expected)
 
 
 class Plain(gym.Env[np.ndarray, np.int64]):

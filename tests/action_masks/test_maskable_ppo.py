@@ -29,7 +29,8 @@ def pair(make_env: Any, **kwargs: Any) -> tuple[MaskablePPO, GRPO]:
     options = {**OPTIONS, **kwargs}
     maskable = MaskablePPO("MultiInputPolicy", make_env(), **options)
     grpo = GRPO("MultiInputPolicy", make_env(), n_groups=1, **options)
-    grpo.policy.load_state_dict(maskable.policy.state_dict())
+    parameters: Any = maskable.get_parameters()
+    grpo.set_parameters(parameters)
     return maskable, grpo
 
 
