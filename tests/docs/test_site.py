@@ -10,6 +10,8 @@ import pytest
 from pages import REPOSITORY
 from sphinx.application import Sphinx
 
+import sb3_grpo
+
 INDEX = """# Title
 
 - [Not in the list](objectives.md)
@@ -56,6 +58,12 @@ def test_intervals_stay_in_one_line(conf: ModuleType, text: str, expected: str) 
     content = [text]
     conf.adapt_page(None, "page", content)
     assert content == [expected.replace("_", "\N{NO-BREAK SPACE}")]
+
+
+@pytest.mark.parametrize("name", sb3_grpo.__all__)
+def test_public_names_have_a_place(name: str) -> None:
+    pages = [page.read_text() for page in (REPOSITORY / "docs/api").glob("*.rst") if page.stem != "index"]
+    assert any(re.search(rf"\b{name}\b", page) for page in pages)
 
 
 PAGE = """# Some words
