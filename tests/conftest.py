@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -38,11 +38,12 @@ def task_cartpole():
     return make_vec_env("sb3_grpo/TaskCartPole-v0", n_envs=4, seed=0)
 
 
-@pytest.fixture
-def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Calls of each graph that torch has compiled, in the order of their compilation; a failure would be a warning."""
+def count_calls(monkeypatch: pytest.MonkeyPatch, compile_: Callable[..., Callable[..., Any]]) -> list[int]:
+    """
+    :param compile_: takes the place of torch's compiler; a failure would be a warning
+    :return: calls of each graph, in the order of their compilation
+    """
     calls: list[int] = []
-    compile_ = torch._inductor.compile
 
     def counted(*arguments: Any, **kwargs: Any) -> Any:
         made, place = compile_(*arguments, **kwargs), len(calls)
@@ -56,6 +57,18 @@ def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(torch._inductor, "compile", counted)
     return calls
+
+
+@pytest.fixture
+def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Calls of each graph that torch has compiled."""
+    return count_calls(monkeypatch, torch._inductor.compile)
+
+
+@pytest.fixture
+def traced_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Calls of each graph as torch has traced it; to make code of it takes seconds, and few tests are about that."""
+    return count_calls(monkeypatch, lambda module, examples, options: module.forward)
 
 
 @pytest.fixture(autouse=True)

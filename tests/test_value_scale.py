@@ -824,13 +824,11 @@ class TestUpdates:
         np.testing.assert_allclose(values_of(models[0]), values_of(models[1]), rtol=1e-4, atol=1e-4)
         assert_close(*models)
 
-    # torch's own compiler uses torch.jit, and says so
-    @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-    def test_compiled_equals_flat(self, compiled_calls):
-        """The unit changes, and what has been compiled sees it."""
+    def test_compiled_equals_flat(self, traced_calls):
+        """The unit changes, and the graph sees it."""
         flat, compiled = (regrouped(clip_range_vf=0.2, compile=compile_) for compile_ in (False, True))
         # the update in all of the 8 rollouts, acting from the second on
-        assert compiled_calls == [8 * 2 * ROLLOUT // 32, 7 * N_STEPS]
+        assert traced_calls == [8 * 2 * ROLLOUT // 32, 7 * N_STEPS]
         assert_close(flat, compiled)
 
 

@@ -1,12 +1,20 @@
 """Agents that RL Zoo's scripts have trained, and RL Zoo with GRPO in its dictionaries."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rl_zoo3 import hyperparams_opt, utils
-from zoo.runs import QUICK, TASKS, run
+from zoo.runs import QUICK, TASKS, Zoo, run
 
 from sb3_grpo.zoo import register
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory) -> Iterator[Zoo]:
+    started = Zoo(tmp_path_factory.mktemp("outputs"))
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +40,10 @@ def registered(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained(zoo, tmp_path_factory) -> Path:
     """A folder in which an agent has merged all of its groups."""
     path = tmp_path_factory.mktemp("regrouped")
     # everything is alike at the first look
     merging = ("regroup_warmup:0", "regroup_freq:1", "merge_kl:50.0", "split_kl:100.0")
-    run(path, "train", "--algo", "grpo", "--env", TASKS, "-n", "2048", *QUICK, "-params", *merging)
+    zoo.run(path, "train", "--algo", "grpo", "--env", TASKS, "-n", "2048", *QUICK, "-params", *merging)
     return path

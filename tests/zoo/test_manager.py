@@ -16,15 +16,17 @@ from sb3_grpo import GRPO
 from sb3_grpo.routing import NonFiniteError
 from sb3_grpo.zoo.manager import GroupExperimentManager, WorstTaskTrialEvalCallback, check_fixed, install_manager
 
+# a trial with small minibatches, long rollouts or many epochs takes minutes
+CHEAP = ("--fix", "batch_size_pow:8", "n_steps_pow:5", "n_epochs:1")
+
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
-    """A folder with a study of two workers, one after the other, with the same seed."""
+def study(zoo, tmp_path_factory) -> Path:
+    """A folder with a study of two workers, processes with the same seed, one after the other."""
     path = tmp_path_factory.mktemp("study")
-    # a trial with small minibatches takes minutes
-    options = ("--storage", "journal.log", "--study-name", "tasks", "--objective", "worst", "--fix", "batch_size_pow:8")
-    for _ in range(2):
-        run(path, "train", "--algo", "grpo", "--env", TASKS, "-n", "512", *OPTIMIZE, *QUICK, *options)
+    options = ("--storage", "journal.log", "--study-name", "tasks", "--objective", "worst")
+    for worker in (run, zoo.run):
+        worker(path, "train", "--algo", "grpo", "--env", TASKS, "-n", "512", *OPTIMIZE, *QUICK, *options, *CHEAP)
     return path
 
 
@@ -35,34 +37,33 @@ class TestStudies:
         assert len({trial.params["group_coef"] for trial in trials}) == 4
 
     @pytest.mark.parametrize("number", ["0", "1"])
-    def test_a_trial_is_loaded_again(self, study, number):
+    def test_a_trial_is_loaded_again(self, zoo, study, number):
         command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "256", *QUICK[:-1], f"trial{number}")
-        run(study, *command, "--storage", "journal.log", "--study-name", "tasks", "--trial-id", number)
+        zoo.run(study, *command, "--storage", "journal.log", "--study-name", "tasks", "--trial-id", number)
         model = GRPO.load(next((study / f"trial{number}").glob("grpo/*_1/*.zip")))
         params = load_study(study).trials[int(number)].params
         assert model.group_coef == params["group_coef"]
         assert model.n_steps == 2 ** params["n_steps_pow"]
 
-    def test_what_is_fixed_stays(self, tmp_path):
+    def test_what_is_fixed_stays(self, zoo, tmp_path):
         storage = ("--storage", "journal.log", "--study-name", "tasks")
-        command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK, "--fix")
-        run(tmp_path, *command, "batch_size_pow:8", "n_epochs:1", "groups:one")
+        command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK, *CHEAP)
+        zoo.run(tmp_path, *command, "groups:one")
         trials = load_study(tmp_path).trials
         assert [(t.params["batch_size_pow"], t.params["n_epochs"], t.params["groups"]) for t in trials] == [(8, 1, "one")] * 2
         assert len({t.params["learning_rate"] for t in trials}) == 2
 
-    def test_what_the_search_space_does_not_offer_makes_no_study(self, tmp_path):
+    def test_what_the_search_space_does_not_offer_makes_no_study(self, zoo, tmp_path):
         storage = ("--storage", "journal.log", "--study-name", "tasks")
         command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK)
-        result = run(tmp_path, *command, "--fix", "n_epochs:4", check=False)
+        result = zoo.run(tmp_path, *command, "--fix", "n_epochs:4", check=False)
         assert result.returncode != 0
         assert "`--fix n_epochs` must be one of [1, 5, 10, 20], as in the search space; got 4" in result.stderr
         assert not (tmp_path / "journal.log").exists()
 
-    def test_database(self, tmp_path):
+    def test_database(self, zoo, tmp_path):
         storage = ("--storage", "sqlite:///study.db", "--study-name", "tasks")
-        cheap = ("--fix", "batch_size_pow:8", "n_steps_pow:5")
-        run(tmp_path, "train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK, *cheap)
+        zoo.run(tmp_path, "train", "--algo", "grpo", "--env", TASKS, "-n", "256", *OPTIMIZE, *storage, *QUICK, *CHEAP)
         assert len(optuna.load_study(study_name="tasks", storage=f"sqlite:///{tmp_path}/study.db").trials) == 2
 
 
@@ -136,11 +137,11 @@ CROSSED, UNKNOWN, COLUMNS = ("merge_kl:0.5", "split_kl:0.3"), ("grop_coef:0.1",)
         (COLUMNS, "one-hot", True),
     ],
 )
-def test_bad_values_stop(tmp_path, params, message, optimize):
+def test_bad_values_stop(zoo, tmp_path, params, message, optimize):
     """Not even a study counts them as trials that were pruned."""
     storage = ("--storage", "journal.log", "--study-name", "tasks") if optimize else ()
     command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "256", *QUICK, "-params", *params)
-    result = run(tmp_path, *command, *(OPTIMIZE if optimize else ()), *storage, check=False)
+    result = zoo.run(tmp_path, *command, *(OPTIMIZE if optimize else ()), *storage, check=False)
     assert result.returncode != 0
     assert message in result.stderr
     if optimize:

@@ -12,7 +12,7 @@ import torch as th
 from huggingface_hub import metadata_load
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import utils
-from zoo.runs import QUICK, TASKS, TASKS_AGENT, play, printed_returns, run, run_python
+from zoo.runs import QUICK, TASKS, TASKS_AGENT, Zoo, play, printed_returns, run, run_python
 
 from sb3_grpo import GRPO
 from sb3_grpo.grouping import Split
@@ -30,15 +30,15 @@ class TestCommands:
         ("options", "name"),
         [((), "CartPole-v1"), (("--load-best",), "best_model"), (("--load-checkpoint", "512"), "rl_model_512_steps")],
     )
-    def test_enjoy_plays_the_agent_that_was_trained(self, folder, options, name):
+    def test_enjoy_plays_the_agent_that_was_trained(self, zoo, folder, options, name):
         command = ("enjoy", "--algo", "grpo", "--env", "CartPole-v1", "-f", "logs", "--no-render", "-n", "1500")
-        returns = printed_returns(run(folder, *command, *options))
+        returns = printed_returns(zoo.run(folder, *command, *options))
         assert returns == play(GRPO.load(folder / f"logs/grpo/CartPole-v1_1/{name}.zip"), 1500)
         # and not any other
         assert returns != play(GRPO("MlpPolicy", "CartPole-v1", seed=0), 1500)
 
-    def test_record_video(self, folder):
-        run(folder, "record_video", "--algo", "grpo", "--env", "CartPole-v1", "-f", "logs", "-n", "20", "-o", "videos")
+    def test_record_video(self, zoo, folder):
+        zoo.run(folder, "record_video", "--algo", "grpo", "--env", "CartPole-v1", "-f", "logs", "-n", "20", "-o", "videos")
         assert list((folder / "videos").glob("*.mp4"))
 
     def test_record_training(self, folder, tmp_path):
@@ -86,13 +86,13 @@ class TestCommands:
             assert (env_id, int(n_steps), int(n_episodes)) == (name, sum(returns), len(returns))
             assert (float(mean), float(std)) == pytest.approx((np.mean(returns), np.std(returns)), abs=0.0006)
 
-    def test_unknown_script_and_help(self, tmp_path):
-        assert "invalid choice: 'fly'" in run(tmp_path, "fly", check=False).stderr
-        assert "RL Zoo's script" in run(tmp_path).stdout
-        assert "--trained-agent" in run(tmp_path, "train", "--help").stdout
+    def test_unknown_script_and_help(self, zoo, tmp_path):
+        assert "invalid choice: 'fly'" in zoo.run(tmp_path, "fly", check=False).stderr
+        assert "RL Zoo's script" in zoo.run(tmp_path).stdout
+        assert "--trained-agent" in zoo.run(tmp_path, "train", "--help").stdout
 
-    def test_other_algorithms(self, tmp_path):
-        run(tmp_path, "train", "--algo", "a2c", "--env", "CartPole-v1", "-n", "200", *QUICK)
+    def test_other_algorithms(self, zoo, tmp_path):
+        zoo.run(tmp_path, "train", "--algo", "a2c", "--env", "CartPole-v1", "-n", "200", *QUICK)
         assert (tmp_path / "logs/a2c/CartPole-v1_1/CartPole-v1.zip").exists()
 
 
@@ -174,11 +174,11 @@ class TestHub:
         assert metadata["model-index"][0]["name"] == "GRPO"
 
 
-def test_one_group_is_ppo(tmp_path):
+def test_one_group_is_ppo(zoo, tmp_path):
     """The same evaluation files, whatever the zoo does around the algorithms."""
     command = ("train", "--env", "CartPole-v1", "-n", "1024", *QUICK)
-    run(tmp_path, *command, "--algo", "ppo")
-    run(tmp_path, *command, "--algo", "grpo", "-params", "n_groups:1", "group_coef:0.0")
+    zoo.run(tmp_path, *command, "--algo", "ppo")
+    zoo.run(tmp_path, *command, "--algo", "grpo", "-params", "n_groups:1", "group_coef:0.0")
     ppo, grpo = (np.load(tmp_path / f"logs/{name}/CartPole-v1_1/evaluations.npz") for name in ("ppo", "grpo"))
     assert ppo.files == grpo.files
     assert len(ppo["results"]) == 2
@@ -187,15 +187,15 @@ def test_one_group_is_ppo(tmp_path):
 
 
 class TestContinuing:
-    def test_goes_on(self, folder):
+    def test_goes_on(self, zoo, folder):
         agent = str(folder / "logs/grpo/CartPole-v1_1/CartPole-v1.zip")
-        run(folder, "train", "--algo", "grpo", "--env", "CartPole-v1", "-n", "512", "-i", agent, *QUICK[:-1], "more")
+        zoo.run(folder, "train", "--algo", "grpo", "--env", "CartPole-v1", "-n", "512", "-i", agent, *QUICK[:-1], "more")
         assert (folder / "more/grpo/CartPole-v1_1/CartPole-v1.zip").exists()
 
-    def test_other_groups_are_refused(self, folder):
+    def test_other_groups_are_refused(self, zoo, folder):
         agent = str(folder / "logs/grpo/CartPole-v1_1/CartPole-v1.zip")
         command = ("train", "--algo", "grpo", "--env", "CartPole-v1", "-n", "512", "-i", agent, *QUICK[:-1], "refused")
-        result = run(folder, *command, "-params", "n_groups:2", check=False)
+        result = zoo.run(folder, *command, "-params", "n_groups:2", check=False)
         assert result.returncode != 0
         assert "`n_groups` of a saved model cannot be changed: it was built with 1, got 2" in result.stderr
 
@@ -239,21 +239,21 @@ class TestAfterRegrouping:
         assert merged.regroup_history[-1].cell_to_group == merged.policy.grouping.cell_to_group.tolist() == [0, 0, 0, 0]
 
     @pytest.mark.parametrize("options", [(), ("--load-best",)])
-    def test_enjoy_plays_with_all_heads(self, split_folder, merged, split, options):
+    def test_enjoy_plays_with_all_heads(self, zoo, split_folder, merged, split, options):
         command = ("enjoy", "--algo", "grpo", "--env", TASKS, "-f", "logs", "--no-render", "-n", "500")
-        returns = printed_returns(run(split_folder, *command, *options))
+        returns = printed_returns(zoo.run(split_folder, *command, *options))
         assert returns == play(split, 500, TASKS)
         # and not with one
         assert returns != play(merged, 500, TASKS)
 
-    def continue_training(self, folder: Path, *params: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def continue_training(self, zoo: Zoo, folder: Path, *params: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         agent = str(folder / "logs" / TASKS_AGENT)
         command = ("train", "--algo", "grpo", "--env", TASKS, "-n", "1024", "-i", agent, *QUICK[:-1], "more")
-        return run(folder, *command, "-params", *params, check=check)
+        return zoo.run(folder, *command, "-params", *params, check=check)
 
-    def test_continuing_keeps_groups(self, split_folder, split):
+    def test_continuing_keeps_groups(self, zoo, split_folder, split):
         # looked at, but never far enough apart or alike
-        self.continue_training(split_folder, "regroup_warmup:0", "regroup_freq:1", "merge_kl:0.0", "split_kl:100.0")
+        self.continue_training(zoo, split_folder, "regroup_warmup:0", "regroup_freq:1", "merge_kl:0.0", "split_kl:100.0")
         continued = GRPO.load(split_folder / "more" / TASKS_AGENT)
         assert continued.policy.grouping.cell_to_group.tolist() == split.policy.grouping.cell_to_group.tolist() == [0, 2, 0, 2]
         # the zoo counts steps from 0 again
@@ -263,7 +263,7 @@ class TestAfterRegrouping:
         changed = (action_heads(continued) != action_heads(split)).flatten(1).any(dim=1)
         assert changed.tolist() == [True, True]
 
-    def test_number_of_heads_stays(self, split_folder, split):
-        result = self.continue_training(split_folder, "max_groups:7", check=False)
+    def test_number_of_heads_stays(self, zoo, split_folder, split):
+        result = self.continue_training(zoo, split_folder, "max_groups:7", check=False)
         assert result.returncode != 0
         assert "`max_groups` of a saved model cannot be changed: it was built with 4, got 7" in result.stderr
