@@ -4,6 +4,7 @@ from sb3_grpo.callbacks import GroupEvalCallback, RegroupCallback, plot_regroupi
 from sb3_grpo.diagnostics import GroupRecord
 from sb3_grpo.envs import register_envs
 from sb3_grpo.evaluation import GroupEvaluation, evaluate_groups
+from sb3_grpo.export import export_onnx, export_pt2, export_torchscript
 from sb3_grpo.grpo import GRPO
 from sb3_grpo.objectives import ObjectivesWrapper
 from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -37,6 +38,9 @@ __all__ = [
     "adapt_vector_env",
     "check_shared_start",
     "evaluate_groups",
+    "export_onnx",
+    "export_pt2",
+    "export_torchscript",
     "make_group_vec_env",
     "plot_regrouping",
 ]

@@ -215,7 +215,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
         return super().predict(observation, state, episode_start, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        if type(self).get_distribution is not GroupActorCriticPolicy.get_distribution:
+        if self._has_own_distribution():
             return self.get_distribution(observation).get_actions(deterministic=deterministic)
         try:
             params = self._action_params(self.latent_pi(observation), self.choose_heads(observation))
@@ -226,6 +226,21 @@ class GroupActorCriticPolicy(HeadedPolicy):
         if not math.isfinite(self.actions.log_prob(params, actions).sum().item()):
             raise_if_nonfinite(self, observation)
         return actions
+
+    def _has_own_distribution(self) -> bool:
+        """Return whether a subclass decides by a ``get_distribution`` of its own."""
+        return type(self).get_distribution is not GroupActorCriticPolicy.get_distribution
+
+    def most_likely(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Return the most likely actions without a look at values, so that torch can trace it.
+
+        :param obs: batch of ``B`` observations
+        :return: what :meth:`predict` chooses with ``deterministic=True``, before actions are fitted into their space
+        """
+        if self._has_own_distribution():
+            return self.get_distribution(obs).get_actions(deterministic=True)
+        return self.actions.mode(self._action_params(self.latent_pi(obs), self.choose_heads(obs)))
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
