@@ -1,5 +1,6 @@
 """Exported policies act as `predict` does, with what reads the files: onnxruntime and torch, without this package."""
 
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -93,10 +94,7 @@ def as_tensors(obs: Any) -> list[th.Tensor]:
 
 
 def run_pt2(path: Path, obs: Any) -> np.ndarray:
-    with warnings.catch_warnings():
-        # torch's own loader
-        warnings.simplefilter("ignore", FutureWarning)
-        return th.export.load(path).module()(*as_tensors(obs)).detach().numpy()
+    return th.export.load(path).module()(*as_tensors(obs)).detach().numpy()
 
 
 def run_torchscript(path: Path, obs: Any) -> np.ndarray:
@@ -111,8 +109,6 @@ FORMATS: dict[str, tuple[Export, Callable[[Path, Any], np.ndarray]]] = {
     "pt2": (export_pt2, run_pt2),
     "torchscript": (export_torchscript, run_torchscript),
 }
-# the fastest
-FAST = "torchscript"
 every_format = pytest.mark.parametrize("name", FORMATS)
 
 
@@ -445,3 +441,15 @@ class TestErrors:
             export_onnx(model, tmp_path / "file")
         # what torch itself writes needs neither
         export_pt2(model, tmp_path / "file")
+
+
+def test_the_page_of_the_documentation_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs/export.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    monkeypatch.chdir(tmp_path)
+    # as a reader runs it
+    code = compile("\n".join(blocks), "export.md", "exec")
+    exec(code, {"__name__": "export_page"})  # noqa: S102  # the code of this repository
+    files = ["dial.onnx", "dial.pt", "dial.pt2", "pendulum.onnx", "pendulum.zip", "policy.onnx", "statistics.pkl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
