@@ -218,7 +218,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
         if self._has_own_distribution():
             return self.get_distribution(observation).get_actions(deterministic=deterministic)
         try:
-            params = self._action_params(self.latent_pi(observation), self.choose_heads(observation))
+            params = self._actor(observation)
             actions = self.actions.mode(params) if deterministic else self.actions.sample(params)
         except (RuntimeError, IndexError) as error:
             explain_failure(self, observation)
@@ -226,6 +226,10 @@ class GroupActorCriticPolicy(HeadedPolicy):
         if not math.isfinite(self.actions.log_prob(params, actions).sum().item()):
             raise_if_nonfinite(self, observation)
         return actions
+
+    def _actor(self, obs: PyTorchObs) -> Any:
+        """Return the distribution of each observation, as ``self.actions`` has it, without the critic."""
+        return self._action_params(self.latent_pi(obs), self.choose_heads(obs))
 
     def _has_own_distribution(self) -> bool:
         """Return whether a subclass decides by a ``get_distribution`` of its own."""
@@ -240,7 +244,7 @@ class GroupActorCriticPolicy(HeadedPolicy):
         """
         if self._has_own_distribution():
             return self.get_distribution(obs).get_actions(deterministic=True)
-        return self.actions.mode(self._action_params(self.latent_pi(obs), self.choose_heads(obs)))
+        return self.actions.mode(self._actor(obs))
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """

@@ -16,7 +16,7 @@ def first_hour(tmp_path_factory) -> nbformat.NotebookNode:
     (path,) = (path for path in NOTEBOOKS if path.stem == "first_hour")
     notebook = nbformat.read(path, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FIRST_HOUR_STEPS", "2048")
+        patch.setenv("FIRST_HOUR_STEPS", "1024")
         # what draws the pictures of a notebook
         patch.delenv("MPLBACKEND", raising=False)
         # an error in a cell is raised here
