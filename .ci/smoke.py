@@ -19,7 +19,16 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_grpo import GRPO, GroupEvalCallback, RayVecEnv, adapt_vector_env, evaluate_groups, make_group_vec_env, plot_regrouping
+from sb3_grpo import (
+    GRPO,
+    GroupEvalCallback,
+    RayVecEnv,
+    adapt_vector_env,
+    evaluate_groups,
+    export_onnx,
+    make_group_vec_env,
+    plot_regrouping,
+)
 
 TASKS = "sb3_grpo/TaskCartPole-v0"
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -81,7 +90,7 @@ def core(folder: Path) -> None:
 
 def bare(folder: Path) -> None:
     """Without extras their packages are not there, and messages say how to install them."""
-    for name in ("matplotlib", "tensorboard", "tqdm", "rich", "rl_zoo3", "Box2D", "envpool"):
+    for name in ("matplotlib", "tensorboard", "tqdm", "rich", "rl_zoo3", "Box2D", "envpool", "onnx"):
         assert importlib.util.find_spec(name) is None, name
     with advice("extra"):
         plot_regrouping(make_model())
@@ -89,6 +98,8 @@ def bare(folder: Path) -> None:
         make_model(tensorboard_log=str(folder)).learn(1)
     with advice("extra"):
         make_model().learn(1, progress_bar=True)
+    with advice("export"):
+        export_onnx(make_model(), folder / "policy.onnx")
     message = run("-m", "sb3_grpo.zoo", "train", folder=folder, status=1)
     assert 'pip install "sb3-grpo[zoo]"' in message
     assert "Traceback" not in message
@@ -106,6 +117,15 @@ def extra(folder: Path) -> None:
     written = accumulator.EventAccumulator(str(events)).Reload().Tags()
     assert "train/loss" in written["scalars"]
     assert "groups/figure_timeline" in written["images"]
+
+
+def export(folder: Path) -> None:
+    """An ONNX file acts as the model."""
+    model = make_model()
+    export_onnx(model, folder / "policy.onnx")
+    session = importlib.import_module("onnxruntime").InferenceSession(str(folder / "policy.onnx"))
+    obs = np.stack([model.observation_space.sample() for _ in range(100)])
+    assert np.array_equal(session.run(None, {"observation": obs})[0], model.predict(obs, deterministic=True)[0])
 
 
 def box2d(folder: Path) -> None:
@@ -170,7 +190,7 @@ def dist(folder: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Path], None]] = {
-    part.__name__: part for part in (core, bare, extra, box2d, envpool, zoo, demo, bench, dist)
+    part.__name__: part for part in (core, bare, extra, export, box2d, envpool, zoo, demo, bench, dist)
 }
 
 

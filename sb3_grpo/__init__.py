@@ -7,6 +7,7 @@ from sb3_grpo.envs import register_envs
 from sb3_grpo.envs.multi_task import MultiTaskEnv, add_tasks
 from sb3_grpo.episode_log import EpisodeLogCallback
 from sb3_grpo.evaluation import GroupEvaluation, evaluate_groups
+from sb3_grpo.export import export_onnx, export_pt2, export_torchscript
 from sb3_grpo.grpo import GRPO
 from sb3_grpo.objectives import ObjectivesWrapper
 from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -45,6 +46,9 @@ __all__ = [
     "add_tasks",
     "check_shared_start",
     "evaluate_groups",
+    "export_onnx",
+    "export_pt2",
+    "export_torchscript",
     "make_group_vec_env",
     "make_multi_task_vec_env",
     "plot_regrouping",

@@ -58,6 +58,18 @@ class ActionMasks:
                     f"(environments {empty.nonzero().flatten().tolist()})"
                 )
 
+    def allow_something(self, masks: np.ndarray) -> np.ndarray:
+        """
+        Allow the first value of each variable of which a mask allows none.
+
+        :param masks: shape ``(B, sum(sizes))``
+        :return: valid masks of the same shape
+        """
+        allowed = masks.copy()
+        for part in np.split(allowed, np.cumsum(self.sizes)[:-1], axis=1):
+            part[(part == 0).all(axis=1), 0] = 1
+        return allowed
+
     def restrict(self, distribution: Distribution, masks: th.Tensor) -> Distribution:
         """
         Give the actions of a distribution of SB3's that are not allowed the probability 0.

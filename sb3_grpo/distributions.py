@@ -34,7 +34,8 @@ class HeadChoice(NamedTuple):
         :param heads: index of the head, shape ``(B,)``
         :param n_heads: number of heads
         """
-        rows = heads + th.arange(0, len(heads) * n_heads, n_heads, device=heads.device)
+        # not `len`, which is a constant in models that are traced
+        rows = heads + th.arange(0, heads.shape[0] * n_heads, n_heads, device=heads.device)
         return cls(heads, rows, n_heads)
 
     def outputs(self, outputs: th.Tensor) -> th.Tensor:
@@ -44,7 +45,7 @@ class HeadChoice(NamedTuple):
         :param outputs: heads side by side in the last dimension, shape ``(B, n_heads * n)``
         :return: shape ``(B, n)``
         """
-        return outputs.view(len(outputs) * self.n_heads, -1).index_select(0, self.rows)
+        return outputs.view(outputs.shape[0] * self.n_heads, -1).index_select(0, self.rows)
 
     def parameters(self, parameter: th.Tensor) -> th.Tensor:
         """

@@ -231,11 +231,10 @@ class GroupActorCriticPolicy(HeadedPolicy):
         return super().predict(observation, state, episode_start, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        if type(self).get_distribution is not GroupActorCriticPolicy.get_distribution:
+        if self._has_own_distribution():
             return self.get_distribution(observation).get_actions(deterministic=deterministic)
         try:
-            latent_pi, choice, masks = self.latent_pi(observation), self.choose_heads(observation), self.masks(observation)
-            params = self._action_params(latent_pi, choice, masks)
+            params = self._actor(observation)
             actions = self.actions.mode(params) if deterministic else self.actions.sample(params)
         except (RuntimeError, IndexError) as error:
             explain_failure(self, observation)
@@ -243,6 +242,25 @@ class GroupActorCriticPolicy(HeadedPolicy):
         if not math.isfinite(self.actions.log_prob(params, actions).sum().item()):
             raise_if_nonfinite(self, observation)
         return actions
+
+    def _actor(self, obs: PyTorchObs) -> Any:
+        """Return the distribution of each observation, as ``self.actions`` has it, without the critic."""
+        return self._action_params(self.latent_pi(obs), self.choose_heads(obs), self.masks(obs))
+
+    def _has_own_distribution(self) -> bool:
+        """Return whether a subclass decides by a ``get_distribution`` of its own."""
+        return type(self).get_distribution is not GroupActorCriticPolicy.get_distribution
+
+    def most_likely(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        Return the most likely actions without a look at values, so that torch can trace it.
+
+        :param obs: batch of ``B`` observations
+        :return: what :meth:`predict` chooses with ``deterministic=True``, before actions are fitted into their space
+        """
+        if self._has_own_distribution():
+            return self.get_distribution(obs).get_actions(deterministic=True)
+        return self.actions.mode(self._actor(obs))
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """

@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_grpo.buffers import Rollout
@@ -12,6 +14,22 @@ from sb3_grpo.policies import GroupActorCriticPolicy
 
 # Steps whose log-likelihoods are computed at once
 CHUNK = 4096
+Policy = TypeVar("Policy", bound=ActorCriticPolicy)
+
+
+def frozen_copy(policy: Policy) -> Policy:
+    """
+    Copy a policy that is not to be trained.
+
+    :param policy: of this package or of SB3
+    :return: a copy without an optimizer and gradients, in evaluation mode
+    """
+    # gSDE's noise is part of a graph that cannot be copied, and neither the most likely actions nor log-likelihoods need it
+    others = {id(policy.optimizer): None, id(policy.action_dist): copy.copy(policy.action_dist)}
+    copied = copy.deepcopy(policy, others)
+    copied.requires_grad_(False)
+    copied.set_training_mode(False)
+    return copied
 
 
 class ReferencePolicy:
@@ -22,13 +40,9 @@ class ReferencePolicy:
     """
 
     def __init__(self, policy: GroupActorCriticPolicy):
-        # gSDE's noise is part of a graph that cannot be copied, and log-likelihoods do not depend on it
-        others = {id(policy.optimizer): None, id(policy.action_dist): copy.copy(policy.action_dist)}
-        self.policy = copy.deepcopy(policy, others)
+        self.policy = frozen_copy(policy)
         # heads that are replaced are replaced in the optimizer too: one without moments, which never takes a step
         self.policy.optimizer = th.optim.SGD(self.policy.parameters(), lr=0.0)
-        self.policy.requires_grad_(False)
-        self.policy.set_training_mode(False)
 
     def follow(self, policy: GroupActorCriticPolicy, tau: float) -> None:
         """

@@ -684,3 +684,10 @@ class TestDistributions:
         drawn = family.sample(family.params(mask_outputs(outputs, th.tensor([1, 0, 1])), None))
         shares = drawn.bincount(minlength=3) / 20_000
         assert shares.tolist() == [pytest.approx(0.75, abs=0.02), 0.0, pytest.approx(0.25, abs=0.02)]
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [([3], [[0, 1, 0], [1, 0, 0]]), ([1, 2], [[1, 1, 0], [1, 1, 0]])])
+def test_masks_that_allow_nothing_are_mended(sizes, expected):
+    given = np.array([[0, 1, 0], [0, 0, 0]], np.int8)
+    assert ActionMasks("action_mask", sizes).allow_something(given).tolist() == expected
+    assert given.tolist() == [[0, 1, 0], [0, 0, 0]]

@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 
-from sb3_grpo import GRPO, evaluate_groups
+from sb3_grpo import GRPO, evaluate_groups, export_pt2
 from sb3_grpo.regroup_plan import Merge, Split
 
 # SB3's advice: these networks are small
@@ -148,3 +148,12 @@ def test_compiled_on_a_gpu_is_eager_within_rounding(kwargs):
     weights = tensors(eager)
     for name, value in tensors(compiled).items():
         th.testing.assert_close(value, weights[name], atol=1e-4, rtol=1e-3, equal_nan=True, msg=name)
+
+
+def test_exported_policy_acts_on_the_cpu(device, tmp_path):
+    model = make_model(device).learn(256)
+    # compared with predict, which acts where the policy is
+    export_pt2(model, tmp_path / "file")
+    program = th.export.load(tmp_path / "file")
+    assert {tensor.device.type for tensor in program.state_dict.values()} == {"cpu"}
+    assert {parameter.device.type for parameter in model.policy.parameters()} == {device}

@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str] | None] = {
     },
     "objective": {"buffers", "losses", "policies"},
     "reference": {"buffers", "policies"},
+    "export": {"policies", "reference", "routing", "saving"},
     "update": {"buffers", "compilation", "interrupts", "losses", "objective", "policies"},
     "epochs": {"buffers", "diagnostics", "losses", "policies", "update"},
     "regrouping": {"buffers", "distributions", "interrupts", "policies", "probes", "regroup_plan"},

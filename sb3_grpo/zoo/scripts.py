@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 
 from sb3_grpo.zoo.command_line import REWRITES, parse_training
 from sb3_grpo.zoo.manager import install_manager
+from sb3_grpo.zoo.model_card import install_model_card
 from sb3_grpo.zoo.patches import patch
 from sb3_grpo.zoo.search_space import register
 
@@ -42,6 +43,8 @@ def run_script(argv: Sequence[str]) -> None:
     if script == "train":
         options, rest = parse_training(rest)
         install_manager(options.objective, dict(options.fix))
+    elif script == "push_to_hub":
+        install_model_card(rest)
     elif script in REWRITES:
         rest = REWRITES[script](rest)
     if not has_display():

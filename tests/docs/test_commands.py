@@ -70,7 +70,8 @@ def test_extras_exist() -> None:
 
 def test_files_exist() -> None:
     files = found(r"(?:python )?((?:\.ci|benchmarks|docs|examples|sb3_grpo|tests|zoo_configs)/[\w./*-]*)")
-    named = [file for file in files if file not in gym.registry]
+    # `docs/_build` is what `make docs` makes
+    named = [file for file in files if file not in gym.registry and not file.startswith("docs/_build")]
     assert len(named) > 20
     assert [file for file in named if not list(REPOSITORY.glob(file.rstrip("/")))] == []
 

@@ -99,6 +99,7 @@ class TestCommands:
 # The network is a folder: `remote/<owner>/<name>` are the files of a repository
 HUB = """
 import shutil
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -131,10 +132,17 @@ def copy_in(api, repo_id, folder_path, commit_message):
 hub = huggingface_hub.HfApi
 hub.create_repo, hub.snapshot_download, hub.upload_folder = create, copy_out, copy_in
 huggingface_sb3.load_from_hub = download
-agent = ("--algo", "grpo", "--env", "CartPole-v1", "-orga", "nobody")
-main(["push_to_hub", *agent, "-f", "logs", "-n", "20"])
-main(["load_from_hub", *agent, "-f", "downloaded"])
+script, *options = sys.argv[1:]
+main([script, *options, "-orga", "nobody"])
 """
+
+
+def share(path: Path, *agent: str, load: bool = True) -> None:
+    """Push an agent from `logs` of the folder to the hub, and load it into `downloaded`."""
+    # whatever ffmpeg the machine has is not found there
+    run_python(path, "-c", HUB, "push_to_hub", *agent, "-f", "logs", "-n", "20", PATH=str(path))
+    if load:
+        run_python(path, "-c", HUB, "load_from_hub", *agent, "-f", "downloaded")
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +150,14 @@ def shared(folder, tmp_path_factory) -> Path:
     """A folder with an agent in `logs` that has gone through the hub to `downloaded`."""
     path = tmp_path_factory.mktemp("hub")
     shutil.copytree(folder / "logs/grpo/CartPole-v1_1", path / "logs/grpo/CartPole-v1_1")
-    # whatever ffmpeg the machine has is not found there
-    run_python(path, "-c", HUB, PATH=str(path))
+    share(path, "--algo", "grpo", "--env", "CartPole-v1")
     return path
+
+
+def code_of(card: str) -> str:
+    """The Python code of a model card."""
+    (code,) = re.findall(r"^```python\n(import.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    return code
 
 
 class TestHub:
@@ -163,8 +176,29 @@ class TestHub:
 
     def test_model_card_and_video(self, shared):
         files = shared / "remote/nobody/grpo-CartPole-v1"
-        assert "# **GRPO** Agent playing **CartPole-v1**" in (files / "README.md").read_text()
+        card = (files / "README.md").read_text()
+        assert "# **GRPO** Agent playing **CartPole-v1**" in card
+        assert "[sb3-grpo](https://github.com/sb3-grpo/sb3-grpo)" in card
+        # RL Zoo's own commands do not know the algorithm
+        assert "rl_zoo3" not in card
+        # what it tells of the agent stays
+        assert "## Hyperparameters\n```python\nOrderedDict(" in card
+        # there is one task, and nothing is normalised
+        assert "Results by task" not in card
+        assert "vec_normalize" not in card
         assert (files / "replay.mp4").read_bytes()[4:8] == b"ftyp"
+
+    def test_commands_of_the_card_are_those_that_loaded_it(self, shared):
+        card = (shared / "remote/nobody/grpo-CartPole-v1/README.md").read_text()
+        commands = re.findall(r"^python -m sb3_grpo.zoo (\w+) (.*)$", card, re.MULTILINE)
+        assert [name for name, _ in commands] == ["load_from_hub", "enjoy", "train", "push_to_hub"]
+        assert commands[0][1] == "--algo grpo --env CartPole-v1 -orga nobody -f logs/"
+
+    def test_code_of_the_card_loads_the_agent(self, shared):
+        card = (shared / "remote/nobody/grpo-CartPole-v1/README.md").read_text()
+        hub, _, _ = HUB.partition("script, *options")
+        program = f"{hub}{code_of(card)}print(model.num_timesteps, type(model).__name__)"
+        assert run_python(shared, "-c", program).stdout.split() == ["1024", "GRPO"]
 
     def test_model_card_can_be_read(self, shared):
         """The hub refuses a card that cannot."""
@@ -172,6 +206,33 @@ class TestHub:
         assert metadata is not None
         assert metadata["library_name"] == "stable-baselines3"
         assert metadata["model-index"][0]["name"] == "GRPO"
+        assert {"sb3-grpo", "grpo", "stable-baselines3", "CartPole-v1"} <= set(metadata["tags"])
+
+    def test_results_by_task_and_normalisation(self, tmp_path):
+        options = ("--algo", "grpo", "--env", TASKS)
+        normalize = ("normalize:dict(norm_obs=True,norm_reward=False)",)
+        run(tmp_path, "train", *options, "-n", "1024", *QUICK, "-params", *normalize)
+        share(tmp_path, *options, "-name", "tasks", "--no-render", load=False)
+        files = tmp_path / "remote/nobody/tasks"
+        card = (files / "README.md").read_text()
+        assert "load `vec_normalize.pkl` in the same way" in card
+        assert (files / "vec_normalize.pkl").exists()
+        assert f"--env {TASKS} -orga nobody -name tasks -f logs/" in card
+        assert 'load_from_hub("nobody/tasks", "grpo-sb3_grpo-TaskCartPole-v0.zip")' in card
+        rows = re.findall(r"^\| (\d) \| ([\d.]+) \+/- [\d.]+ \| (\d+) \| (\d+) \|$", card, re.MULTILINE)
+        assert [task for task, *_ in rows] == ["0", "1", "2", "3"]
+        for _, mean, length, n_episodes in rows:
+            # every step earns 1
+            assert float(mean) == pytest.approx(int(length), abs=0.51)
+            assert n_episodes == "10"
+
+    def test_card_of_another_algorithm_is_rl_zoos(self, tmp_path):
+        options = ("--algo", "ppo", "--env", "CartPole-v1")
+        run(tmp_path, "train", *options, "-n", "200", *QUICK)
+        share(tmp_path, *options, "--no-render", load=False)
+        card = (tmp_path / "remote/nobody/ppo-CartPole-v1/README.md").read_text()
+        assert "python -m rl_zoo3.load_from_hub --algo ppo" in card
+        assert "sb3-grpo" not in card
 
 
 def test_one_group_is_ppo(zoo, tmp_path):
