@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
 # every table and picture of docs/results.md
-SWEEPS := balance balancing_rules critic_free delayed_rewards eight_tasks gridworlds regrouping head_to_head minigrid_tasks options
+SWEEPS := balance balancing_rules critic_free delayed_rewards eight_tasks gridworlds regrouping head_to_head minigrid_tasks options own_environments
 SMOKE := benchmark_smoke
 
 .PHONY: install demo docs test test-slow test-gpu test-install lint benchmark benchmark-smoke clean
