@@ -26,6 +26,7 @@ from benchmarks.sweeps import (
     gridworlds,
     minigrid_tasks,
     options,
+    own_environments,
     regrouping,
     tuning,
 )
@@ -186,6 +187,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **{f"critic free {part}": of_rows(f"critic_free_{part}", critic_free.returns_table, part) for part in critic_free.PARTS},
     "delayed rewards": of_rows("delayed_rewards", delayed_rewards.successes_table),
     **{f"gridworlds {s}": of_rows(f"gridworlds_{s}", gridworlds.success_table, s) for s in gridworlds.PARTS},
+    "own environments": of_rows("own_environments", own_environments.returns_table),
     "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),
 }
 

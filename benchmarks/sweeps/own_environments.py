@@ -157,20 +157,14 @@ def returns_table(rows: list[Row]) -> Table:
 
     :param rows: rows of the sweep
     """
-    columns = (
-        "method",
-        "seeds",
-        "steps until all solved",
-        "worst task over training",
-        *(f"{name} at the end" for name in JOBS),
-    )
-    table = Table(*columns, title="own environments")
+    ends = [f"{name} at the end" for name in JOBS]
+    table = Table("method", "seeds", "steps until all solved", "worst task over training", *ends, title="own environments")
     for method, own in by_method(rows, METHODS).items():
         found = returns_of(own)
         worst = progress_of(found).min(axis=2).mean(axis=1)
-        ends = [describe(found[:, -1, task], 2 if name == "lights" else 0) for task, name in enumerate(JOBS)]
+        cells = [describe(found[:, -1, task], 2 if name == "lights" else 0) for task, name in enumerate(JOBS)]
         steps = describe_steps([steps_until_solved(row["result"]) for row in own])
-        table.add_row(method, str(len(own)), steps, describe(worst, 2), *ends)
+        table.add_row(method, str(len(own)), steps, describe(worst, 2), *cells)
     return table
 
 

@@ -19,6 +19,7 @@ from benchmarks.sweeps import (
     gridworlds,
     head_to_head,
     minigrid_tasks,
+    own_environments,
     regrouping,
     tuning,
 )
@@ -48,6 +49,7 @@ RUNS: dict[str, list[Run]] = {
     "gridworlds_linear": gridworlds.make_runs("linear", gridworlds.SEEDS),
     "critic_free_classic": critic_free.make_runs("classic", critic_free.SEEDS),
     "delayed_rewards": delayed_rewards.make_runs(delayed_rewards.SEEDS),
+    "own_environments": own_environments.make_runs(own_environments.SEEDS),
     "defaults_plain": defaults.make_runs(defaults.SEEDS),
     "demo": demo.make_runs([1, 2, 3, 4, 5], demo.TOTAL_TIMESTEPS),
     **{f"robustness_{part}": [run for code in CODES for run in make(code)] for part, (_, make) in PARTS.items()},
