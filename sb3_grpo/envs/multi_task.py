@@ -15,7 +15,8 @@ from sb3_grpo.envs.united_spaces import UnitedActions, fit, unite_actions, unite
 
 # What makes an environment: its id, a function or class that returns one, or the environment
 TaskSource = str | Callable[[], gym.Env[Any, Any]] | gym.Env[Any, Any]
-Tasks = Mapping[str, TaskSource] | Sequence[TaskSource]
+# TaskSource by name, or a list of them. (A dict of an id and a class is one of objects to a type checker.)
+Tasks = Mapping[str, Any] | Sequence[Any]
 
 
 class MultiTaskEnv(TaskChoosingEnv):

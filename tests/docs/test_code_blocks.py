@@ -8,6 +8,7 @@ import pytest
 import torch as th
 from pages import NAMES, REPOSITORY, Block, blocks_of
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 PYTHON = {name: [b for b in blocks_of((REPOSITORY / name).read_text()) if b.language == "python"] for name in NAMES}
@@ -17,7 +18,7 @@ MAX_STEPS = 512  # of a rollout, in each environment; episodes of an agent that 
 
 @pytest.fixture
 def short_trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let each training end after one rollout, from which it learns once; the steps that were asked for."""
+    """Let each training end after one rollout, from which it learns once, with an evaluation; the steps that were asked for."""
     asked: list[int] = []
     learn = OnPolicyAlgorithm.learn
 
@@ -26,6 +27,9 @@ def short_trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         model.n_epochs = 1
         model.n_steps = model.rollout_buffer.buffer_size = min(model.n_steps, MAX_STEPS)
         model.rollout_buffer.reset()
+        for callback in [*args, *kwargs.values()]:
+            if isinstance(callback, EvalCallback):
+                callback.eval_freq = min(callback.eval_freq, model.n_steps)
         return learn(model, min(total_timesteps, model.n_steps * model.n_envs), *args, **kwargs)
 
     monkeypatch.setattr(OnPolicyAlgorithm, "learn", learn_shortly)
