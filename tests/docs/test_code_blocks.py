@@ -18,7 +18,7 @@ MAX_STEPS = 512  # of a rollout, in each environment; episodes of an agent that 
 
 @pytest.fixture
 def short_trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let each training end after one rollout, from which it learns once, with an evaluation; the steps that were asked for."""
+    """Let each training end after one rollout, from which it learns once; the steps that were asked for."""
     asked: list[int] = []
     learn = OnPolicyAlgorithm.learn
 
