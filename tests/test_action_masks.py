@@ -105,6 +105,7 @@ class TestTraining:
     def test_kinds_of_entries(self, mask_space):
         make_model(make_env(mask_space=mask_space), **BY_TASK).learn(128)
 
+    @pytest.mark.slow
     def test_learns_the_best_allowed_action(self):
         """Low values are paid in one task and high ones in the other, of those that are allowed."""
         model = make_model(
