@@ -138,14 +138,28 @@ class TestTheTaskIsTold:
         assert set(map(tuple, masks[:, :2])) == {(0, 0), (0, 1), (1, 0), (1, 1)}
 
     def test_rendering_shows_the_environment_of_the_task(self):
-        env = MultiTaskEnv({"a": "CartPole-v1", "b": "Acrobot-v1"}, task="in_turn", render_mode="rgb_array")
-        pictures = []
+        class Painted(RandomEnv):
+            render_mode = "rgb_array"
+
+            def __init__(self, grey):
+                super().__init__(spaces.Box(0, 1, (2,)), spaces.Discrete(2))
+                self.grey = grey
+
+            def render(self):
+                return np.full((4, 4, 3), self.grey, np.uint8)
+
+        env = MultiTaskEnv({"dark": partial(Painted, 10), "bright": partial(Painted, 200)}, task="in_turn")
+        assert env.render_mode == "rgb_array"
+        shown = []
         for _ in range(2):
             env.reset(seed=0)
-            pictures.append(env.render())
-        assert env.render_mode == "rgb_array"
-        assert [picture.shape for picture in pictures] == [(400, 600, 3), (500, 500, 3)]
-        env.close()
+            shown.append(env.render().mean())
+        assert shown == [10, 200]
+
+    def test_render_mode_goes_to_what_is_made_from_ids(self):
+        env = MultiTaskEnv(["CartPole-v1", "Acrobot-v1"], render_mode="rgb_array")
+        assert [each.render_mode for each in env.envs] == ["rgb_array"] * 2
+        assert MultiTaskEnv(["CartPole-v1", LightsOut], render_mode="rgb_array").render_mode is None
 
 
 def random_env(observations, actions):
