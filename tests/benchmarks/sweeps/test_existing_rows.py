@@ -35,7 +35,6 @@ NOT_RUN = {
     "eight_tasks_fixed": 80,
     "gridworlds_linear": 190,
     "critic_free_classic": 145,
-    "delayed_rewards": 73,
 }
 
 
