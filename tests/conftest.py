@@ -28,6 +28,10 @@ th.cuda.is_available = lambda: False
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+# Ray's workers would give way to the tests of other processes, which keep all processors busy
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray's own name)
+
+
 @pytest.fixture
 def cartpole():
     return make_vec_env("CartPole-v1", n_envs=2, seed=0)
@@ -69,6 +73,12 @@ def compiled_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def traced_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Calls of each graph as torch has traced it; to make code of it takes seconds, and few tests are about that."""
     return count_calls(monkeypatch, lambda module, examples, options: module.forward)
+
+
+@pytest.fixture(params=["traced", pytest.param("compiled", marks=pytest.mark.slow)])
+def compiler_calls(request: pytest.FixtureRequest) -> list[int]:
+    """Calls of each graph: as torch has traced it, and among the slow tests as its compiler made it."""
+    return request.getfixturevalue(f"{request.param}_calls")
 
 
 @pytest.fixture(autouse=True)

@@ -138,28 +138,28 @@ class TestTraining:
         [(ACTION_SPACES["discrete"], dict(n_groups=1)), (ACTION_SPACES["multi_discrete"], dict(merge_kl=None))],
         ids=str,
     )
-    def test_compiled(self, action_space, options, compiled_calls):
+    def test_compiled(self, action_space, options, compiler_calls):
         models = []
         for compiled in (False, True):
             model = make_model(make_env(action_space), compile=compiled, **HIDDEN_TASK, **options)
             models.append(model.learn(64 * 4))
         # the update and acting, several times each
-        assert len(compiled_calls) >= 2
-        assert min(compiled_calls[:2]) > 4
+        assert len(compiler_calls) >= 2
+        assert min(compiler_calls[:2]) > 4
         for one, other in zip(*(model.policy.parameters() for model in models), strict=True):
             th.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-    def test_compiled_acting_notices_a_mask_that_allows_nothing(self, compiled_calls):
+    def test_compiled_acting_notices_a_mask_that_allows_nothing(self, compiler_calls):
         model = make_model(make_env(), compile=True, **HIDDEN_TASK).learn(64 * 3)
-        n_calls, obs = sum(compiled_calls), some_observations(make_env(), 2)
+        n_calls, obs = sum(compiler_calls), some_observations(make_env(), 2)
         model.policy.set_training_mode(False)
         with th.no_grad():
             model.policy(model.policy.obs_to_tensor(obs)[0])
             obs["action_mask"][1] = 0
             with pytest.raises(ValueError, match=r"must allow at least one action, got 4 zeros \(environments \[1\]\)"):
                 model.policy(model.policy.obs_to_tensor(obs)[0])
-        assert sum(compiled_calls) >= n_calls + 2
+        assert sum(compiler_calls) >= n_calls + 2
 
 
 class TestPolicy:

@@ -103,7 +103,7 @@ def test_one_hot_codes_of_what_does_not_exist_are_nan():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_discrete_observations_are_compiled(compiled_calls):
+def test_discrete_observations_are_compiled(compiler_calls):
     space = spaces.Dict({"task": spaces.Discrete(2), "several": spaces.MultiDiscrete([2, 3]), "x": spaces.Box(-1, 1, (2,))})
     trained = {}
     for compiled in (False, True):
@@ -112,6 +112,6 @@ def test_discrete_observations_are_compiled(compiled_calls):
         kwargs: dict[str, Any] = dict(n_steps=32, batch_size=32, n_epochs=2, seed=0, policy_kwargs=dict(net_arch=[4]))
         space.seed(0)
         trained[compiled] = GRPO("MultiInputPolicy", env, router="task", compile=compiled, **kwargs).learn(96)
-    assert min(compiled_calls) > 0
+    assert min(compiler_calls) > 0
     for name, tensor in trained[False].policy.state_dict().items():
         th.testing.assert_close(trained[True].policy.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)

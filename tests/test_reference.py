@@ -364,12 +364,12 @@ class TestTraining:
 
     # torch's own compiler uses torch.jit, and says so
     @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-    def test_compiled_equals_eager(self, compiled_calls):
+    def test_compiled_equals_eager(self, compiler_calls):
         kwargs: dict[str, Any] = dict(kl_coef=0.3, n_groups=2, merge_kl=None, split_kl=None, router="random", router_kwargs={})
         eager = make_model(**kwargs).learn(64)
         compiled = make_model(**kwargs, compile=True).learn(64)
         # the update of each minibatch, and the steps of the second rollout
-        assert compiled_calls == [2 * 2 * 2, 16]
+        assert compiler_calls == [2 * 2 * 2, 16]
         assert eager.reference is not None
         assert compiled.reference is not None
         assert_close(eager, compiled)

@@ -174,13 +174,13 @@ def test_only_plain_adam_is_replaced(optimizer_class: Any, optimizer_kwargs: dic
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_compiled_equals_eager_for_images(compiled_calls: list[int]) -> None:
+def test_compiled_equals_eager_for_images(compiler_calls: list[int]) -> None:
     models = []
     for compile_ in (False, True):
         env = make_vec_env(seeded_image_env, 2, seed=0)
         kwargs: dict[str, Any] = {**TINY, "n_groups": 2, "policy_kwargs": None, "n_steps": 16, "batch_size": 16}
         models.append(GRPO("CnnPolicy", env, **kwargs, compile=compile_).learn(64))
-    assert compiled_calls == [2 * 2 * 2, 16]
+    assert compiler_calls == [2 * 2 * 2, 16]
     assert_close(*models)
 
 
@@ -763,13 +763,13 @@ class TestWithoutCritic:
 
     # torch's own compiler uses torch.jit, and says so
     @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-    def test_eager_flat_and_compiled_agree(self, monkeypatch: pytest.MonkeyPatch, compiled_calls: list[int]) -> None:
+    def test_eager_flat_and_compiled_agree(self, monkeypatch: pytest.MonkeyPatch, compiler_calls: list[int]) -> None:
         kwargs: dict[str, Any] = dict(advantage_estimator="toy", target_kl=0.5)
         start = make_model("Pendulum-v1", **kwargs)
         assert isinstance(stepper_of(start), FlatStepper)
         flat = make_model("Pendulum-v1", **kwargs).learn(192)
         compiled = make_model("Pendulum-v1", **kwargs, compile=True).learn(192)
-        assert compiled_calls == [3 * 2 * 2, 2 * 32]
+        assert compiler_calls == [3 * 2 * 2, 2 * 32]
         never_flat(monkeypatch)
         eager = make_model("Pendulum-v1", **kwargs).learn(192)
         assert type(stepper_of(eager)) is OptimizerStepper

@@ -153,8 +153,9 @@ def test_saving_and_loading_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_compiled_agrees() -> None:
+def test_compiled_agrees(compiler_calls: list[int]) -> None:
     eager, compiled = (make_model(compile=each, normalize_advantage=True).learn(2 * N_STEPS) for each in (False, True))
+    assert min(compiler_calls) > 0
     for name, value in actor(eager).items():
         np.testing.assert_allclose(actor(compiled)[name], value, atol=1e-4, err_msg=name)
 
