@@ -3,7 +3,7 @@
 import math
 import numbers
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -41,11 +41,11 @@ from sb3_grpo.rules import (
     is_integer,
     is_net_arch,
     is_number,
-    is_numbers,
     makes_layer,
     or_none,
 )
 from sb3_grpo.scores import SCORES
+from sb3_grpo.targets import TARGETS, Targets, check_targets
 
 # What SB3's ``preprocess_obs`` knows
 OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -110,7 +110,7 @@ RULES: dict[str, Rule | KeyOf] = {
     "ref_tau": Rule("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1),
     "balancer": KeyOf(BALANCERS),
     "group_score": KeyOf(SCORES, may_be_none=True),
-    "group_targets": or_none(Rule("a sequence of finite numbers, one for each cell", is_numbers)),
+    "group_targets": TARGETS,
     "group_scale": choice("std", "range"),
     "merge_kl": or_none(NOT_NEGATIVE),
     "split_kl": or_none(NOT_NEGATIVE),
@@ -174,7 +174,7 @@ class GroupArguments:
     balancer: str
     group_coef: float | Schedule | str
     group_score: str | None
-    group_targets: Sequence[float] | None
+    group_targets: Targets | None
     group_scale: Literal["std", "range"]
     merge_kl: float | None
     split_kl: float | None
@@ -378,34 +378,6 @@ def name_of_score(group_score: str | None, group_by: str | None) -> str:
     if group_score is not None:
         return group_score
     return "gap" if group_by == "objectives" else "return"
-
-
-def check_targets(group_targets: Sequence[float] | None, group_score: Any) -> None:
-    """
-    Check that targets are not ignored.
-
-    :param group_targets: return to be reached in each cell, or ``None``
-    :param group_score: what groups are compared by
-    :raises ValueError: if there are targets for a score that has none
-    """
-    if group_targets is not None and group_score in SCORES and not SCORES[group_score].uses_targets:
-        raise ValueError(f'`group_targets` needs `group_score="gap"`, got {group_targets!r} and {group_score!r}')
-
-
-def targets_of(group_targets: Sequence[float] | None, n_cells: int) -> np.ndarray | None:
-    """
-    Return the argument ``group_targets`` as an array.
-
-    :param group_targets: return to be reached in each cell, or ``None``
-    :param n_cells: number of cells
-    :return: shape ``(n_cells,)``, or ``None``
-    :raises ValueError: if there are more or fewer than cells
-    """
-    if group_targets is None:
-        return None
-    if len(group_targets) != n_cells:
-        raise ValueError(f"`group_targets` must have one number for each of the {n_cells} cells, got {group_targets!r}")
-    return np.asarray(group_targets, dtype=float)
 
 
 def check_group_coef(value: float) -> float:

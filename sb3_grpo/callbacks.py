@@ -29,7 +29,7 @@ from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.plots import EvaluationMoment, draw_kl, draw_tasks, draw_timeline, new_figure, timeline_height
 from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split
 from sb3_grpo.regrouping import as_regroup_event
-from sb3_grpo.rules import is_numbers
+from sb3_grpo.rules import is_range
 from sb3_grpo.saving import complete_file
 from sb3_grpo.tensorboard import tensorboard_outputs
 
@@ -250,7 +250,7 @@ def check_ranges(ranges: Mapping[TaskLabel, tuple[float, float]] | None, objecti
     :raises ValueError: if a range is empty, or the names are not those of the objectives
     """
     for label, limits in (ranges or {}).items():
-        if not (is_numbers(limits) and len(limits) == 2 and limits[0] < limits[1]):
+        if not is_range(limits):
             raise ValueError(f"`ranges` must hold two numbers (low, high), low below high, got {limits!r} for {label!r}")
     if ranges is not None and objectives and set(ranges) != set(objectives):
         raise ValueError(f"`ranges` must have one for each objective, {objectives}, got {list(ranges)}")

@@ -53,24 +53,26 @@ class EpisodeHistory(nn.Module):
 
     def spans(self, targets: np.ndarray | None) -> np.ndarray:
         """
-        Compute how far each cell had to go when it began: its reference minus its first mean.
+        Compute how far each cell has to go from its low return to its reference.
 
-        :param targets: reference of each cell, shape ``(C,)``; ``None``: the best episode that the cell has had
+        :param targets: low return and reference of each cell, shape ``(C, 2)``; a low return that is NaN is the mean of the
+            first episodes. ``None``: from there to the best episode that the cell has had
         :return: shape ``(C,)``, at least 0; 0 where there is no way to go, or no episode yet
         """
         first, best, count = (tensor.cpu().numpy().astype(np.float64) for tensor in (self.first, self.best, self.count))
-        return np.where(count > 0, np.maximum((best if targets is None else targets) - first, 0), 0)
+        low, reference = (first, best) if targets is None else targets.T
+        return np.where(count > 0, np.maximum(reference - np.where(np.isnan(low), first, low), 0), 0)
 
     def gaps(self, targets: np.ndarray | None) -> np.ndarray:
         """
         Compute which share of its way each cell still has to go: ``(ref - R) / (ref - R_0)``.
 
         :param targets: as in :meth:`spans`
-        :return: shape ``(C,)``, from 0 (the reference is reached) to 1 (as at the start, or worse). Without a way to go it is
+        :return: shape ``(C,)``, from 0 (the reference is reached) to 1 (the low return, or worse). Without a way to go it is
             0 if a target is reached, and 1 otherwise, as where all episodes were alike and nothing has been learnt
         """
         recent, best, count = (tensor.cpu().numpy().astype(np.float64) for tensor in (self.recent, self.best, self.count))
-        spans, reference = self.spans(targets), best if targets is None else targets
+        spans, reference = self.spans(targets), best if targets is None else targets[:, 1]
         gaps = np.divide(reference - recent, spans, out=np.ones_like(recent), where=spans > 0).clip(0, 1)
         if targets is not None:
             gaps[recent >= reference] = 0.0

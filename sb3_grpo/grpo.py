@@ -27,7 +27,6 @@ from sb3_grpo.arguments import (
     name_of_score,
     policy_refusal,
     schedule_value,
-    targets_of,
 )
 from sb3_grpo.balancing import BALANCERS, GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, Rollout
@@ -51,6 +50,7 @@ from sb3_grpo.reference import ReferencePolicy
 from sb3_grpo.regrouping import Regrouper, RegroupRule
 from sb3_grpo.routing import check_first_observations
 from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
+from sb3_grpo.targets import Targets, target_ranges
 from sb3_grpo.tensorboard import TensorBoardCallback, tensorboard_outputs
 from sb3_grpo.update import CompiledUpdate, Update, check_plain_adam, has_hooks, make_eager_update
 
@@ -139,7 +139,8 @@ class GRPO(ModelFiles):
         return-to-go of their steps) or ``"reward"`` (mean reward), both in units of the group's rewards; ``"gap"`` (how
         near episodes come to ``group_targets``, or to the best episode so far); ``"raw_return"`` (in the rewards' unit).
         ``None``: ``"return"``, but ``"gap"`` for objectives, whose signs may differ
-    :param group_targets: return of an episode that is to be reached in each cell, or for each objective, with ``"gap"``
+    :param group_targets: with ``"gap"``, the return of an episode that is to be reached in each cell, or for each objective,
+        or a pair (low, high) from where to where it is to go; in their order, or a dict by name
     :param group_scale: ``sigma_R``, pooled over the steps of a rollout: ``"std"`` or ``"range"`` (largest minus
         smallest: weaker and bounded, for scores with rare extreme values)
     :param merge_kl: groups whose policies differ by less (KL divergence in nats, the larger direction, at least 0) are
@@ -209,7 +210,7 @@ class GRPO(ModelFiles):
         balancer: str = "relative_penalty",
         group_coef: float | Schedule | str = 0.05,
         group_score: str | None = None,
-        group_targets: Sequence[float] | None = None,
+        group_targets: Targets | None = None,
         group_scale: Literal["std", "range"] = "std",
         merge_kl: float | None = 0.1,
         split_kl: float | None = 0.3,
@@ -270,7 +271,8 @@ class GRPO(ModelFiles):
         schedule = make_group_coef_schedule(self.group_coef)
         self._balancer = BALANCERS[self.balancer](lambda progress: group_coef_at(schedule, progress))
         score = name_of_score(self.group_score, self.group_by)
-        self._score = SCORES[score](targets_of(self.group_targets, len(self._kind.cell_to_group)))
+        names = self.objective_names or self.task_names
+        self._score = SCORES[score](target_ranges(self.group_targets, len(self._kind.cell_to_group), names))
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:

@@ -66,6 +66,11 @@ def is_numbers(value: Any) -> bool:
     return isinstance(values, (list, tuple)) and all(map(is_finite, values))
 
 
+def is_range(value: Any) -> bool:
+    """Return whether a value is two finite numbers (low, high), the first below the second."""
+    return is_numbers(value) and len(value) == 2 and bool(value[0] < value[1])
+
+
 def is_constant(value: Any) -> bool:
     """Return whether a value is a number that SB3 makes a schedule of; a ``numpy.float32`` is not."""
     return isinstance(value, (float, int)) and not isinstance(value, bool)

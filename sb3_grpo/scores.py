@@ -54,7 +54,8 @@ class Score(ABC):
     """
     What groups are compared by.
 
-    :param targets: return of an episode that is to be reached in each cell, shape ``(C,)``; ``None``: not known
+    :param targets: low and high return of an episode of each cell, shape ``(C, 2)``; a low return that is NaN is where the
+        cell began; ``None``: not known
     """
 
     # Whether targets have an effect: otherwise giving them is an error
@@ -174,9 +175,9 @@ class GapScore(Score):
     """
     How near a group's episodes have come to what can be reached: ``-(ref - R) / (ref - R_0)``, from -1 to 0.
 
-    ``ref`` is the target of the cell, or the best episode that it has had; ``R_0`` is what its first episodes returned, ``R``
-    what the recent ones did. The sign of the rewards does not matter, and neither does where they begin. Returns-to-go in
-    the same unit are what the steps of a group fluctuate by.
+    ``ref`` is the high return of the cell's target, or the best episode that it has had; ``R_0`` is the low one, or what its
+    first episodes returned; ``R`` is what the recent ones did. The sign of the rewards does not matter, and neither does
+    where they begin. Returns-to-go in the same unit are what the steps of a group fluctuate by.
     """
 
     uses_targets = True

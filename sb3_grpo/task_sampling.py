@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -12,7 +11,7 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_grpo.arguments import RULES, check_targets, targets_of
+from sb3_grpo.arguments import RULES
 from sb3_grpo.balancing import BALANCERS
 from sb3_grpo.env_tasks import env_has, task_names_of
 from sb3_grpo.estimators import ESTIMATORS
@@ -20,6 +19,7 @@ from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.recording import Outcome, RolloutRecorder
 from sb3_grpo.rules import NOT_NEGATIVE, KeyOf, Rule, check, is_number
 from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
+from sb3_grpo.targets import TARGETS, Targets, check_targets, target_ranges
 
 UNIFORM_SHARE = Rule("between 0.1 and 1", lambda value: is_number(value) and 0.1 <= value <= 1)
 # Number of recent episodes of a task whose mean length estimates the length of its episodes
@@ -160,7 +160,8 @@ class TaskSamplingCallback(RolloutRecorder):
         0, because the policy forgets a task that is never played
     :param balancer: rule by which tasks are weighed, a key of :data:`sb3_grpo.balancing.BALANCERS`
     :param group_score: what tasks are compared by, a key of :data:`sb3_grpo.scores.SCORES`
-    :param group_targets: return of an episode that is to be reached in each task, for ``group_score="gap"``
+    :param group_targets: for ``group_score="gap"``, the return of an episode that is to be reached in each task, or a pair
+        (low, high) from where to where it is to go, in the order of the tasks, or a dict by name
     :param verbose: as in SB3
     :raises ValueError: if an argument is out of its range, or at the start of training if the algorithm is not on-policy or
         an environment lacks a required method
@@ -173,14 +174,14 @@ class TaskSamplingCallback(RolloutRecorder):
         verbose: int = 0,
         balancer: str = "relative_penalty",
         group_score: str = "return",
-        group_targets: Sequence[float] | None = None,
+        group_targets: Targets | None = None,
     ):
         super().__init__(verbose)
         check("group_coef", NOT_NEGATIVE, group_coef)
         check("uniform_share", UNIFORM_SHARE, uniform_share)
         check("balancer", RULES["balancer"], balancer)
         check("group_score", KeyOf(SCORES), group_score)
-        check("group_targets", RULES["group_targets"], group_targets)
+        check("group_targets", TARGETS, group_targets)
         check_targets(group_targets, group_score)
         self.group_coef, self.uniform_share = group_coef, uniform_share
         self.balancer, self.group_score, self.group_targets = balancer, group_score, group_targets
@@ -211,7 +212,7 @@ class TaskSamplingCallback(RolloutRecorder):
             self._statistics = TaskStatistics.from_json(saved)
         if len(self._statistics.probabilities) != len(self._base):
             self._statistics = TaskStatistics.empty(self._base)
-        self._score = SCORES[self.group_score](targets_of(self.group_targets, len(self._base)))
+        self._score = SCORES[self.group_score](target_ranges(self.group_targets, len(self._base), self._names))
         self._balancer = BALANCERS[self.balancer](lambda progress: self.group_coef)
         super()._on_training_start()
         self._store_state()

@@ -20,6 +20,11 @@ def array(*values: float) -> np.ndarray:
     return np.array(values, dtype=float)
 
 
+def targets_of(*values: float, low: float = np.nan) -> np.ndarray:
+    """Of cells that begin at ``low``, or where their first episodes were."""
+    return np.array([(low, value) for value in values])
+
+
 def history_of(n_cells: int, *rollouts: tuple[list[float], list[int]]) -> EpisodeHistory:
     """
     :param rollouts: returns and cells of the episodes that ended in each
@@ -133,47 +138,59 @@ class TestGaps:
         ],
     )
     def test_with_a_target(self, target, span, gap):
-        assert self.history.spans(array(target)).tolist() == pytest.approx([span], abs=1e-3)
-        assert self.history.gaps(array(target)).tolist() == pytest.approx([gap])
+        assert self.history.spans(targets_of(target)).tolist() == pytest.approx([span], abs=1e-3)
+        assert self.history.gaps(targets_of(target)).tolist() == pytest.approx([gap])
+
+    @pytest.mark.parametrize(
+        ("low", "high", "gap"),
+        [(0.0, 10.0, 0.76), (-10.0, 10.0, 0.38), (2.4, 3.4, 1.0), (3.0, 10.0, 1.0), (-5.0, 2.0, 0.0)],
+    )
+    def test_with_a_range_it_does_not_matter_where_the_cell_began(self, low, high, gap):
+        for first in (2.0, -100.0, 50.0):
+            # the recent mean is 2.4 in each case
+            history = of_one_cell([first] * 20, *[[2.4]] * 600)
+            assert history.spans(targets_of(high, low=low)).tolist() == [high - low]
+            assert history.gaps(targets_of(high, low=low)).tolist() == pytest.approx([gap], abs=1e-5)
 
     def test_a_target_that_was_reached_at_the_start_and_no_longer_is(self):
         """There is no way that it could be a share of."""
         history = of_one_cell([2.0] * 20, [0.0])
-        assert history.spans(array(2)).tolist() == [0]
-        assert history.gaps(array(2)).tolist() == [1]
-        assert history.gaps(array(1.5)).tolist() == [0]
+        assert history.spans(targets_of(2)).tolist() == [0]
+        assert history.gaps(targets_of(2)).tolist() == [1]
+        assert history.gaps(targets_of(1.5)).tolist() == [0]
 
     def test_of_a_cell_that_has_become_worse_is_not_more_than_one(self):
         history = of_one_cell([2.0] * 20, [-30.0] * 20)
-        assert history.gaps(array(10)).tolist() == [1]
+        assert history.gaps(targets_of(10)).tolist() == [1]
         assert history.gaps(None).tolist() == [1]
 
     def test_of_a_cell_that_is_beyond_its_target_is_not_below_zero(self):
-        assert of_one_cell([2.0] * 20, [30.0] * 100).gaps(array(10)).tolist() == [0]
+        assert of_one_cell([2.0] * 20, [30.0] * 100).gaps(targets_of(10)).tolist() == [0]
 
     @pytest.mark.parametrize(("target", "gap"), [(None, 1.0), (7.0, 0.0), (8.0, 1.0)])
     def test_where_all_episodes_were_alike(self, target, gap):
         history = of_one_cell([7.0] * 50)
-        assert history.gaps(None if target is None else array(target)).tolist() == [gap]
+        assert history.gaps(None if target is None else targets_of(target)).tolist() == [gap]
 
-    @pytest.mark.parametrize("targets", [None, array(-5, 0, 5)])
+    @pytest.mark.parametrize("targets", [None, targets_of(-5, 0, 5), targets_of(-5, 0, 5, low=-9)])
     def test_of_a_cell_without_an_episode_is_one(self, targets):
         history = history_of(3, ([-5.0], [0]))
-        assert history.spans(targets).tolist() == [0, 0, 0]
+        assert history.spans(targets).tolist()[1:] == [0, 0]
         assert history.gaps(targets).tolist()[1:] == [1, 1]
 
     def test_of_rewards_of_either_sign(self):
         """A quarter of the way, upwards from 0 or towards 0."""
         cells = [0] * 20 + [1] * 20
         history = history_of(2, ([0.0] * 20 + [-8.0] * 20, cells), *[([2.0] * 20 + [-6.0] * 20, cells)] * 20)
-        assert history.gaps(array(8, 0)).tolist() == pytest.approx([0.75, 0.75], abs=1e-4)
+        assert history.gaps(targets_of(8, 0)).tolist() == pytest.approx([0.75, 0.75], abs=1e-4)
 
     @property_test
     @given(st.integers(0, 2**32), st.integers(-6, 6), st.integers(-50, 50))
     def test_do_not_depend_on_the_unit_of_the_returns_or_where_they_begin(self, seed, power, shift):
         random, unit = np.random.default_rng(seed), 2.0**power
         returns, cells = random.integers(-20, 20, 60).astype(float), random.integers(0, 3, 60)
-        targets = random.integers(-20, 40, 3).astype(float)
+        targets = targets_of(*random.integers(-20, 40, 3))
+        targets[0, 0] = targets[0, 1] - random.integers(1, 30)
         made = [(returns[:40], cells[:40]), (returns[40:], cells[40:])]
         plain = history_of(3, *((list(r), list(c)) for r, c in made))
         other = history_of(3, *((list(unit * (r + shift)), list(c)) for r, c in made))

@@ -45,7 +45,7 @@ class ShareOfGains(Score):
 
     def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
         assert self.targets is not None
-        return (outcome.rewards > 0) - self.targets[outcome.cells], np.ones(len(outcome.cells))
+        return (outcome.rewards > 0) - self.targets[outcome.cells, 1], np.ones(len(outcome.cells))
 
 
 @pytest.fixture

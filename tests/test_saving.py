@@ -308,7 +308,7 @@ class TestLoad:
             (dict(normalize_advantage="groups"), r"`normalize_advantage` must be one of .* got 'groups'"),
             (dict(group_score="returns"), "`group_score` must be one of"),
             (dict(group_targets=[1.0] * 4), '`group_targets` needs `group_score="gap"`'),
-            (dict(group_score="gap", group_targets=[1.0] * 3), "one number for each of the 4 cells"),
+            (dict(group_score="gap", group_targets=[1.0] * 3), "one target for each of the 4 cells"),
             (dict(group_coef=-1), "`group_coef` must be"),
             (dict(merge_kl=0.5), "`merge_kl` must be below `split_kl`"),
             (

@@ -137,18 +137,22 @@ class TestScoresByHand:
         assert found.scores.tolist() == [4.5, 1, 0]
         assert found.scale == pytest.approx(np.std([8, 1, 0, 2, 0]))
 
+    targets = np.array([[np.nan, 12], [np.nan, 10], [np.nan, 5]])
+
     def test_gap(self):
         """Began at 8 and 0; on the way to 12 and 10 nothing has been done yet. Returns in units of the way: 4 and 10."""
-        found = score("gap", array(12, 10, 5)).compare(self.outcome, self.each, self.history)
+        found = score("gap", self.targets).compare(self.outcome, self.each, self.history)
         assert found.scores.tolist() == [-1, -1, -1]
         steps = array(3.5 / 4, -3.5 / 4, -1 / 10, 1 / 10, 0)
         assert found.scale == pytest.approx(steps.std())
         # later the first has gone 1/2 of its way, and the second is there
         later = outcome_of(self.outcome.cells.tolist(), [0] * 5, episodes=[(1, 10.0)] * 20 + [(3, 99.0)] * 20)
-        found = score("gap", array(12, 10, 5)).compare(
-            self.outcome, self.each, history_of(3, *[self.outcome] * 20, *[later] * 20)
-        )
+        history = history_of(3, *[self.outcome] * 20, *[later] * 20)
+        found = score("gap", self.targets).compare(self.outcome, self.each, history)
         np.testing.assert_allclose(found.scores, [-0.5, 0, -1], atol=1e-5)
+        # from -10 to 12 the first still has 2 of 22 to go
+        found = score("gap", np.array([[-10, 12], *self.targets[1:]])).compare(self.outcome, self.each, history)
+        np.testing.assert_allclose(found.scores, [-1 / 11, 0, -1], atol=1e-5)
 
     @pytest.mark.parametrize(
         ("name", "units"), [("return", [1 / 5, 1 / 2, 0]), ("reward", [1 / 5, 1 / 2, 0]), ("raw_return", [1, 1, 1])]
@@ -163,8 +167,7 @@ class TestScoresByHand:
         np.testing.assert_allclose(found.advantage_scale, pooled * (np.array(units) > 0))
 
     def test_advantages_of_gaps_are_in_units_of_the_way(self):
-        targets = array(12, 10, 5)
-        found = score("gap", targets).compare(self.outcome, self.each, self.history, array(10, 20, 30))
+        found = score("gap", self.targets).compare(self.outcome, self.each, self.history, array(10, 20, 30))
         np.testing.assert_allclose(found.advantage_scale, [10 / 4, 20 / 10, 0])
 
     def test_cells_of_a_group_have_one_unit(self):
@@ -261,9 +264,11 @@ class TestUnitOfOneGroup:
         random = np.random.default_rng(seed)
         cell_to_group = random.permutation([0, 1, 2, *random.integers(0, N_GROUPS, N_CELLS - N_GROUPS)])
         rollouts, by_cell = random_rollouts(random, 3), np.array(factors)[cell_to_group]
-        targets = random.normal(20, 10, N_CELLS) * by_cell if with_targets else None
+        targets = np.stack([random.normal(-40, 10, N_CELLS), random.normal(20, 10, N_CELLS)], axis=1) * by_cell[:, None]
+        # some begin where their first episodes were
+        targets[::2, 0] = np.nan
         changed = [scaled(outcome, by_cell) for outcome in rollouts]
-        return weights_after_each(changed, name, cell_to_group, by_group, coef, targets)
+        return weights_after_each(changed, name, cell_to_group, by_group, coef, targets if with_targets else None)
 
     @pytest.mark.parametrize("by_group", [True, False])
     @pytest.mark.parametrize("name", WITHOUT_UNIT)
@@ -552,12 +557,12 @@ def made(**kwargs: Any) -> GRPO:
 class TestTargetsOfAModel:
     @pytest.mark.parametrize("targets", [[], [1.0], [1.0, 2.0, 3.0]])
     def test_are_one_for_each_cell(self, targets):
-        with pytest.raises(ValueError, match=r"`group_targets` must have one number for each of the 2 cells, got \["):
+        with pytest.raises(ValueError, match=r"`group_targets` must have one target for each of the 2 cells, got \["):
             made(group_score="gap", group_targets=targets)
 
     def test_of_random_cells(self):
         random: dict[str, Any] = dict(router="random", router_kwargs=dict(n_cells=5), group_score="gap")
-        with pytest.raises(ValueError, match="one number for each of the 5 cells"):
+        with pytest.raises(ValueError, match="one target for each of the 5 cells"):
             made(**random, group_targets=[1.0, 2.0])
         assert made(**random, group_targets=np.ones(5)).learn(32).num_timesteps == 32
 
@@ -587,8 +592,8 @@ class TestTargetsOfAModel:
         model.learn(32)
         assert [record.score for record in model.groups] == pytest.approx([-1, 0])
         model.group_targets = [9.0]
-        with pytest.raises(ValueError, match="one number for each of the 2 cells"):
+        with pytest.raises(ValueError, match="one target for each of the 2 cells"):
             model.learn(32)
         model.group_targets = [9.0, math.nan]
-        with pytest.raises(ValueError, match="`group_targets` must be a sequence of finite numbers"):
+        with pytest.raises(ValueError, match="`group_targets` must be a sequence or a dict"):
             model.learn(32)

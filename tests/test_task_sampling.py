@@ -935,8 +935,8 @@ class TestRefused:
         [
             (dict(balancer="penalty"), f"`balancer` must be one of {list(BALANCERS)}, got 'penalty'"),
             (dict(group_score="returns"), f"`group_score` must be one of {list(SCORE_NAMES)}, got 'returns'"),
-            (dict(group_score="gap", group_targets=5), "`group_targets` must be a sequence of finite numbers"),
-            (dict(group_score="gap", group_targets=[1.0, math.nan]), "`group_targets` must be a sequence of finite numbers"),
+            (dict(group_score="gap", group_targets=5), "`group_targets` must be a sequence or a dict"),
+            (dict(group_score="gap", group_targets=[1.0, math.nan]), "`group_targets` must be a sequence or a dict"),
             (dict(group_targets=[1.0, 2.0]), """`group_targets` needs `group_score="gap"`, got [1.0, 2.0] and 'return'"""),
             (dict(group_score="reward", group_targets=[1.0]), """`group_targets` needs `group_score="gap"`"""),
         ],
@@ -951,7 +951,7 @@ class TestRefused:
         env = dummy()
         model = make_model(env)
         with pytest.raises(
-            ValueError, match=rf"`group_targets` must have one number for each of the 3 .*{re.escape(str(targets))}"
+            ValueError, match=rf"`group_targets` must have one target for each of the 3 .*{re.escape(str(targets))}"
         ):
             model.learn(32, callback=TaskSamplingCallback(group_score="gap", group_targets=targets))
         assert model.num_timesteps == 0

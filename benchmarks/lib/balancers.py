@@ -53,7 +53,53 @@ class ImprovementOdds(Balancer):
         return GroupWeights(odds / odds.sum() / scores.shares, coef)
 
 
-RULES: dict[str, type[Balancer]] = {"softmax": Softmax, "improvement_odds": ImprovementOdds}
+class GeneralizedGini(Balancer):
+    """
+    Weights that depend on the order only: that of the best is half of that of the next, and so on down to the worst.
+
+    The gradient of the generalised Gini welfare function (https://arxiv.org/abs/2008.07773, GGF-PPO) with ``group_coef``
+    as the quotient of two weights that follow each other, published with 1/2.
+    """
+
+    def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:
+        """Weigh the groups of one rollout, see ``Balancer``."""
+        quotient, rank = self.group_coef(progress_remaining), scores.scores.argsort().argsort()
+        weights = quotient ** rank.astype(float)
+        return GroupWeights(weights / weights.mean(), quotient)
+
+
+class MirrorDescent(Balancer):
+    """
+    Weights that descend the worst of their mixtures, by mirror descent with an entropy term.
+
+    ``w <- w^(1 / (1 + STEP * group_coef)) exp(-STEP * R / (1 + STEP * group_coef))``, normalised: the min player of the
+    regularised game of https://arxiv.org/abs/2510.20235 (ERAM), ``min_w sum w_i R_i + group_coef * sum w_i log w_i``. Its
+    rest is ``softmax(-R / group_coef)``.
+
+    :param group_coef: strength of the entropy term
+    """
+
+    STEP = 0.3
+
+    def __init__(self, group_coef: Callable[[float], float]):
+        super().__init__(group_coef)
+        self.log_weights: dict[int, float] = {}
+
+    def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:
+        """Weigh the groups of one rollout, see ``Balancer``."""
+        coef, groups = self.group_coef(progress_remaining), scores.groups.tolist()
+        before = np.array([self.log_weights.get(group, 0.0) for group in groups])
+        weights = softmax((before - self.STEP * scores.scores) / (1 + self.STEP * coef))
+        self.log_weights.update(zip(groups, np.log(weights).tolist(), strict=True))
+        return GroupWeights(weights * len(weights), coef)
+
+
+RULES: dict[str, type[Balancer]] = {
+    "softmax": Softmax,
+    "improvement_odds": ImprovementOdds,
+    "generalized_gini": GeneralizedGini,
+    "mirror_descent": MirrorDescent,
+}
 
 
 def register() -> None:

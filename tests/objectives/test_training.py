@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def test_joining_by_hand() -> None:
     [
         dict(learning_rate=1e-2),
         dict(learning_rate=1e-2, group_targets=[3.0, -0.5, 7.0]),
+        dict(learning_rate=1e-2, group_targets=dict(zip(NAMES, [(0, 3.0), (-3.0, -0.5), 7.0], strict=True))),
         dict(group_score="return"),
         dict(group_score="raw_return"),
     ],
@@ -235,7 +237,8 @@ def test_ranges_that_are_refused(ranges: Any, message: str) -> None:
         (dict(n_groups=2), "`n_groups` must be None or 1"),
         (dict(max_groups=2), "`max_groups` must be None or 1"),
         (dict(advantage_estimator="time_step"), "`advantage_estimator` must be 'gae'"),
-        (dict(group_targets=[1.0, 2.0]), "`group_targets` must have one number for each of the 3"),
+        (dict(group_targets=[1.0, 2.0]), "`group_targets` must have one target for each of the 3"),
+        (dict(group_targets={"speed": 1.0}), rf"`group_targets` must be one for each of {re.escape(str(NAMES))}, got"),
     ],
 )
 def test_arguments_that_are_refused(kwargs: dict[str, Any], message: str) -> None:

@@ -1,0 +1,237 @@
+"""
+Train one agent for several objectives of MO-Gymnasium's environments, and look at the one that is worst off.
+
+- PPO, sum: on the sum of the objectives, as they come
+- PPO, fixed: on a sum with fixed weights, of objectives divided by their ranges; the grid of weights is what a user tries
+- lambda 0: GRPO with a value head for each objective and normalised advantages, all of weight 1
+- GRPO: the same with the balance, which knows the ranges; "no ranges": which has to learn them
+- odds, Gini, mirror descent: the same with other rules
+
+An objective is measured by its range: 0 at what it is when only the others are looked after, 1 at what it can be. Those of
+the treasures follow from the map; those of the cheetah from PPO on one objective alone (seed 100, rounded).
+MO-Gymnasium asks for another pygame than Gymnasium does: ``pip install --no-deps "mo-gymnasium>=1.3,<2"``.
+``python -m benchmarks.sweeps.objectives`` runs what has no result row yet, prints the tables and draws the pictures.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3 import PPO
+from stable_baselines3.common.monitor import Monitor
+
+from benchmarks.lib.balancers import register
+from benchmarks.lib.measures import describe
+from benchmarks.lib.plots import draw_band, save
+from benchmarks.lib.rows import Row, Run, by_method
+from benchmarks.lib.sweep import parse_parts, result_folder, run_part
+from sb3_grpo import GRPO, GroupEvalCallback, LeanVecEnv, ObjectivesWrapper
+
+SEEDS = range(10)
+N_ENVS, N_EVALUATIONS, EVAL_EPISODES = 8, 10, 10
+
+
+class Problem(NamedTuple):
+    """An environment, the range of each of its objectives, and the arguments that all methods share."""
+
+    env_id: str
+    ranges: Mapping[str, tuple[float, float]]
+    total_timesteps: int
+    kwargs: Mapping[str, Any]
+
+
+PROBLEMS: dict[str, Problem] = {
+    "treasure": Problem(
+        "deep-sea-treasure-v0",
+        {"treasure": (0.7, 23.7), "time": (-19, -1)},
+        60_000,
+        dict(n_steps=128, batch_size=256, n_epochs=4, learning_rate=1e-3, ent_coef=0.01),
+    ),
+    "cheetah": Problem(
+        "mo-halfcheetah-v5",
+        {"speed": (0, 1000), "energy": (-4000, 0)},
+        200_000,
+        dict(n_steps=256, batch_size=256, n_epochs=5, learning_rate=5e-4),
+    ),
+}
+
+
+class Method(NamedTuple):
+    """Weights of the objectives in PPO's reward, or arguments of GRPO."""
+
+    weights: Sequence[float] | None = None
+    kwargs: Mapping[str, Any] | None = None
+    knows_ranges: bool = True
+
+
+GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+METHODS: dict[str, Method] = {
+    "PPO, sum": Method(),
+    **{f"PPO, fixed {first:g} : {1 - first:g}": Method(weights=(first, 1 - first)) for first in GRID},
+    "lambda 0": Method(kwargs=dict(group_coef=0.0)),
+    "GRPO": Method(kwargs={}),
+    "GRPO, no ranges": Method(kwargs={}, knows_ranges=False),
+    "GRPO, odds": Method(kwargs=dict(balancer="gap_odds", group_coef=5.0)),
+    "Gini": Method(kwargs=dict(balancer="generalized_gini", group_coef=0.5)),
+    "mirror descent": Method(kwargs=dict(balancer="mirror_descent", group_coef=0.2)),
+}
+
+
+def make_env(problem: str, weights: Sequence[float] | None = None) -> Callable[[], gym.Env[Any, Any]]:
+    """
+    Return a function that makes one environment.
+
+    :param problem: a name of :data:`PROBLEMS`
+    :param weights: of the objectives in the reward, each divided by its range; ``None``: the reward is their plain sum
+    """
+    env_id, ranges, *_ = PROBLEMS[problem]
+
+    def make() -> gym.Env[Any, Any]:
+        wrappers = importlib.import_module("mo_gymnasium.wrappers")  # registers the environments
+        spans = np.array([high - low for low, high in ranges.values()])
+        factors = np.ones(len(spans)) if weights is None else np.array(weights) / spans
+        return Monitor(ObjectivesWrapper(wrappers.LinearReward(gym.make(env_id), factors), list(ranges), "vector_reward"))
+
+    return make
+
+
+def make_model(problem: str, method: str, seed: int) -> PPO:
+    """
+    Return the untrained model of a method.
+
+    :param problem: a name of :data:`PROBLEMS`
+    :param method: a name of :data:`METHODS`
+    :param seed: seed of model and environments
+    """
+    register()
+    weights, kwargs, knows_ranges = METHODS[method]
+    env = LeanVecEnv([make_env(problem, weights)] * N_ENVS)
+    shared: dict[str, Any] = dict(PROBLEMS[problem].kwargs, seed=seed, device="cpu")
+    if kwargs is None:
+        return PPO("MlpPolicy", env, **shared)
+    targets = dict(PROBLEMS[problem].ranges) if knows_ranges and kwargs.get("group_coef") != 0 else None
+    return GRPO("MlpPolicy", env, group_by="objectives", group_targets=targets, **shared, **kwargs)
+
+
+def run(
+    problem: str,
+    method: str,
+    seed: int,
+    total_timesteps: int | None = None,
+    n_evaluations: int = N_EVALUATIONS,
+    eval_episodes: int = EVAL_EPISODES,
+) -> dict[str, Any]:
+    """
+    Train one model, and evaluate it objective by objective from time to time.
+
+    :param problem: a name of :data:`PROBLEMS`
+    :param method: a name of :data:`METHODS`
+    :param seed: seed of model and environments
+    :param total_timesteps: environment steps; ``None``: those of the problem
+    :param n_evaluations: number of evaluations
+    :param eval_episodes: number of deterministic episodes of each
+    :return: ``steps``, and for each evaluation ``returns``, the mean of each objective, and ``weights``, those of GRPO
+    """
+    model = make_model(problem, method, seed)
+    total_timesteps = total_timesteps or PROBLEMS[problem].total_timesteps
+    eval_env = LeanVecEnv([make_env(problem)])
+    eval_env.seed(seed + 10_000)
+    frequency = total_timesteps // n_evaluations // N_ENVS
+    callback = GroupEvalCallback(eval_env, eval_freq=frequency, n_eval_episodes=eval_episodes, verbose=0)
+    model.learn(total_timesteps, callback)
+    names = list(PROBLEMS[problem].ranges)
+    return {
+        "steps": [moment.timestep for moment in callback.moments],
+        "returns": [[round(moment.returns[name], 3) for name in names] for moment in callback.moments],
+        "weights": [[round(moment.weights[name], 4) for name in names if moment.weights] for moment in callback.moments],
+    }
+
+
+def make_runs(problem: str, seeds: Sequence[int]) -> list[Run]:
+    """
+    Return the runs of all methods on one problem.
+
+    :param problem: a name of :data:`PROBLEMS`
+    :param seeds: seeds of the runs
+    """
+    return [dict(problem=problem, method=method, seed=seed) for seed in seeds for method in METHODS]
+
+
+def in_ranges(rows: Sequence[Row], problem: str) -> np.ndarray:
+    """
+    Return what the objectives are in their ranges.
+
+    :param rows: rows of the problem
+    :param problem: a name of :data:`PROBLEMS`
+    :return: shape ``(runs, evaluations, objectives)``
+    """
+    low, high = np.array(list(PROBLEMS[problem].ranges.values())).T
+    return (np.array([row["result"]["returns"] for row in rows]) - low) / (high - low)
+
+
+def objectives_table(rows: list[Row], problem: str) -> Table:
+    """
+    Return the table of one problem: at the end the worst objective, their mean, the hypervolume, and each of them.
+
+    The hypervolume of one policy is the product of its objectives, in their ranges and from 0 to 1.
+
+    :param rows: rows of the problem
+    :param problem: a name of :data:`PROBLEMS`
+    """
+    names = list(PROBLEMS[problem].ranges)
+    table = Table("method", "seeds", "worst objective", "mean", "hypervolume", *names, title=problem)
+    for method, own in by_method(rows, METHODS).items():
+        ends = in_ranges(own, problem)[:, -1]
+        volumes = ends.clip(0, 1).prod(axis=1)
+        cells = [describe(values, 2) for values in (ends.min(axis=1), ends.mean(axis=1), volumes)]
+        returns = np.array([row["result"]["returns"][-1] for row in own])
+        digits = [1 if high - low < 100 else 0 for low, high in PROBLEMS[problem].ranges.values()]
+        ends_of_each = [describe(returns[:, place], digits[place]) for place in range(len(names))]
+        table.add_row(method, str(len(own)), *cells, *ends_of_each)
+    return table
+
+
+def draw_objectives(rows: list[Row], problem: str, path: Path) -> None:
+    """
+    Draw the worst objective over steps, and the weights of the first one: interquartile mean and its 95 % interval.
+
+    :param rows: rows of the problem
+    :param problem: a name of :data:`PROBLEMS`
+    :param path: PNG file
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    name = next(iter(PROBLEMS[problem].ranges))
+    for method, own in by_method(rows, METHODS).items():
+        if method.startswith("PPO, fixed"):
+            continue
+        steps, colour = np.array(own[0]["result"]["steps"]) / 1000, f"C{list(METHODS).index(method) % 10}"
+        draw_band(axes[0], steps, in_ranges(own, problem).min(axis=2).T, method, alpha=0.1, color=colour)
+        if METHODS[method].kwargs is not None:
+            weights = np.array([row["result"]["weights"] for row in own])[:, :, 0]
+            draw_band(axes[1], steps, weights.T, method, alpha=0.1, color=colour)
+    axes[0].set(title=f"{problem}: worst objective, in its range", xlabel="environment steps (thousands)", ylim=(-0.1, 1))
+    axes[1].set(title=f'weight of "{name}"', xlabel="environment steps (thousands)")
+    axes[0].legend(fontsize=8)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    save(figure, path, dpi=110)
+
+
+def main() -> None:
+    """Run the problems that the command line names, print their tables and draw their pictures."""
+    arguments = parse_parts(__doc__, PROBLEMS)
+    for problem in arguments.parts:
+        runs = make_runs(problem, arguments.seeds or SEEDS)
+        rows = run_part(run, runs, f"objectives_{problem}", arguments, total_timesteps=4096, n_evaluations=1, eval_episodes=1)
+        Console(width=180).print(objectives_table(rows, problem))
+        draw_objectives(rows, problem, result_folder(arguments) / f"objectives_{problem}.png")
+
+
+if __name__ == "__main__":
+    main()
