@@ -7,8 +7,10 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
 # every table and picture of docs/results.md
-SWEEPS := balance balancing_rules critic_free delayed_rewards eight_tasks gridworlds regrouping head_to_head minigrid_tasks options own_environments
+SWEEPS := balance balancing_rules critic_free delayed_rewards eight_tasks gridworlds regrouping head_to_head minigrid_tasks objectives options own_environments
 SMOKE := benchmark_smoke
+# it asks for pygame, whose files would replace those of the pygame-ce that Gymnasium and MiniGrid ask for
+WITHOUT_DEPENDENCIES := "mo-gymnasium>=1.3,<2"
 
 .PHONY: install demo docs test test-slow test-gpu test-install lint benchmark benchmark-smoke clean
 
@@ -18,6 +20,7 @@ install: $(VENV)/installed-dev
 $(VENV)/installed-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	$(if $(filter dev,$*),$(BIN)/python -m pip install --quiet --no-deps $(WITHOUT_DEPENDENCIES))
 	touch $@
 
 demo: $(VENV)/installed-demo

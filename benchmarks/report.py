@@ -25,6 +25,7 @@ from benchmarks.sweeps import (
     eight_tasks,
     gridworlds,
     minigrid_tasks,
+    objectives,
     options,
     own_environments,
     regrouping,
@@ -187,6 +188,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **{f"critic free {part}": of_rows(f"critic_free_{part}", critic_free.returns_table, part) for part in critic_free.PARTS},
     "delayed rewards": of_rows("delayed_rewards", delayed_rewards.successes_table),
     **{f"gridworlds {s}": of_rows(f"gridworlds_{s}", gridworlds.success_table, s) for s in gridworlds.PARTS},
+    **{f"objectives {p}": of_rows(f"objectives_{p}", objectives.objectives_table, p) for p in objectives.PROBLEMS},
     "own environments": of_rows("own_environments", own_environments.returns_table),
     "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),
 }

@@ -94,9 +94,11 @@ def make_env(problem: str, weights: Sequence[float] | None = None) -> Callable[[
 
     def make() -> gym.Env[Any, Any]:
         wrappers = importlib.import_module("mo_gymnasium.wrappers")  # registers the environments
+        # Gymnasium's checks know rewards that are numbers
+        env = gym.make(env_id, disable_env_checker=True)
         spans = np.array([high - low for low, high in ranges.values()])
         factors = np.ones(len(spans)) if weights is None else np.array(weights) / spans
-        return Monitor(ObjectivesWrapper(wrappers.LinearReward(gym.make(env_id), factors), list(ranges), "vector_reward"))
+        return Monitor(ObjectivesWrapper(wrappers.LinearReward(env, factors), list(ranges), "vector_reward"))
 
     return make
 
