@@ -8,7 +8,8 @@ Train one agent for several objectives of MO-Gymnasium's environments, and look 
 - odds, Gini, mirror descent: the same with other rules
 
 An objective is measured by its range: 0 at what it is when only the others are looked after, 1 at what it can be. Those of
-the treasures follow from the map; those of the cheetah from PPO on one objective alone (seed 100, rounded).
+the treasures follow from the map; the others from PPO on one objective alone (seed 100, rounded). Evaluated are the
+policies as they are trained, with random actions, and at the end with the most likely ones too.
 MO-Gymnasium asks for another pygame than Gymnasium does: ``pip install --no-deps "mo-gymnasium>=1.3,<2"``.
 ``python -m benchmarks.sweeps.objectives`` runs what has no result row yet, prints the tables and draws the pictures.
 """
@@ -31,7 +32,7 @@ from benchmarks.lib.measures import describe
 from benchmarks.lib.plots import draw_band, save
 from benchmarks.lib.rows import Row, Run, by_method
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
-from sb3_grpo import GRPO, GroupEvalCallback, LeanVecEnv, ObjectivesWrapper
+from sb3_grpo import GRPO, GroupEvalCallback, LeanVecEnv, ObjectivesWrapper, evaluate_groups
 
 SEEDS = range(10)
 N_ENVS, N_EVALUATIONS, EVAL_EPISODES = 8, 10, 10
@@ -53,6 +54,12 @@ PROBLEMS: dict[str, Problem] = {
         60_000,
         dict(n_steps=128, batch_size=256, n_epochs=4, learning_rate=1e-3, ent_coef=0.01),
     ),
+    "minecart": Problem(
+        "minecart-v0",
+        {"first ore": (0, 0.75), "second ore": (0, 0.75), "fuel": (-15, 0)},
+        150_000,
+        dict(n_steps=256, batch_size=256, n_epochs=4, learning_rate=1e-3, ent_coef=0.01),
+    ),
     "cheetah": Problem(
         "mo-halfcheetah-v5",
         {"speed": (0, 1000), "energy": (-4000, 0)},
@@ -70,10 +77,15 @@ class Method(NamedTuple):
     knows_ranges: bool = True
 
 
-GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+# of two objectives, and of three
+GRIDS: dict[int, list[tuple[float, ...]]] = {
+    2: [(0, 1), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1, 0)],
+    3: [(0.33, 0.33, 0.33), (0.6, 0.2, 0.2), (0.2, 0.6, 0.2), (0.2, 0.2, 0.6), (0.45, 0.45, 0.1)],
+}
+FIXED = {f"PPO, fixed {' : '.join(map(str, weights))}": Method(weights) for grid in GRIDS.values() for weights in grid}
 METHODS: dict[str, Method] = {
     "PPO, sum": Method(),
-    **{f"PPO, fixed {first:g} : {1 - first:g}": Method(weights=(first, 1 - first)) for first in GRID},
+    **FIXED,
     "lambda 0": Method(kwargs=dict(group_coef=0.0)),
     "GRPO": Method(kwargs={}),
     "GRPO, no ranges": Method(kwargs={}, knows_ranges=False),
@@ -137,20 +149,24 @@ def run(
     :param seed: seed of model and environments
     :param total_timesteps: environment steps; ``None``: those of the problem
     :param n_evaluations: number of evaluations
-    :param eval_episodes: number of deterministic episodes of each
-    :return: ``steps``, and for each evaluation ``returns``, the mean of each objective, and ``weights``, those of GRPO
+    :param eval_episodes: number of episodes of each
+    :return: ``steps``, and for each evaluation ``returns``, the mean of each objective, and ``weights``, those of GRPO;
+        ``deterministic``: the mean of each objective at the end, with the most likely actions
     """
     model = make_model(problem, method, seed)
     total_timesteps = total_timesteps or PROBLEMS[problem].total_timesteps
     eval_env = LeanVecEnv([make_env(problem)])
     eval_env.seed(seed + 10_000)
     frequency = total_timesteps // n_evaluations // N_ENVS
-    callback = GroupEvalCallback(eval_env, eval_freq=frequency, n_eval_episodes=eval_episodes, verbose=0)
+    options: dict[str, Any] = dict(n_eval_episodes=eval_episodes, deterministic=False, verbose=0)
+    callback = GroupEvalCallback(eval_env, eval_freq=frequency, **options)
     model.learn(total_timesteps, callback)
     names = list(PROBLEMS[problem].ranges)
+    most_likely = evaluate_groups(model, eval_env, eval_episodes)
     return {
         "steps": [moment.timestep for moment in callback.moments],
         "returns": [[round(moment.returns[name], 3) for name in names] for moment in callback.moments],
+        "deterministic": [round(most_likely[name].mean, 3) for name in names],
         "weights": [[round(moment.weights[name], 4) for name in names if moment.weights] for moment in callback.moments],
     }
 
@@ -162,24 +178,27 @@ def make_runs(problem: str, seeds: Sequence[int]) -> list[Run]:
     :param problem: a name of :data:`PROBLEMS`
     :param seeds: seeds of the runs
     """
-    return [dict(problem=problem, method=method, seed=seed) for seed in seeds for method in METHODS]
+    n_objectives = len(PROBLEMS[problem].ranges)
+    methods = [name for name, method in METHODS.items() if method.weights is None or len(method.weights) == n_objectives]
+    return [dict(problem=problem, method=method, seed=seed) for seed in seeds for method in methods]
 
 
-def in_ranges(rows: Sequence[Row], problem: str) -> np.ndarray:
+def in_ranges(returns: Any, problem: str) -> np.ndarray:
     """
     Return what the objectives are in their ranges.
 
-    :param rows: rows of the problem
+    :param returns: shape ``(..., objectives)``
     :param problem: a name of :data:`PROBLEMS`
-    :return: shape ``(runs, evaluations, objectives)``
+    :return: of the same shape
     """
     low, high = np.array(list(PROBLEMS[problem].ranges.values())).T
-    return (np.array([row["result"]["returns"] for row in rows]) - low) / (high - low)
+    return (np.array(returns) - low) / (high - low)
 
 
 def objectives_table(rows: list[Row], problem: str) -> Table:
     """
-    Return the table of one problem: at the end the worst objective, their mean, the hypervolume, and each of them.
+    Return the table of one problem: at the end the worst objective (also with the most likely actions), their mean, the
+    hypervolume, and each of them.
 
     The hypervolume of one policy is the product of its objectives, in their ranges and from 0 to 1.
 
@@ -187,13 +206,15 @@ def objectives_table(rows: list[Row], problem: str) -> Table:
     :param problem: a name of :data:`PROBLEMS`
     """
     names = list(PROBLEMS[problem].ranges)
-    table = Table("method", "seeds", "worst objective", "mean", "hypervolume", *names, title=problem)
+    columns = ("worst objective", "most likely actions", "mean", "hypervolume")
+    table = Table("method", "seeds", *columns, *names, title=problem)
     for method, own in by_method(rows, METHODS).items():
-        ends = in_ranges(own, problem)[:, -1]
-        volumes = ends.clip(0, 1).prod(axis=1)
-        cells = [describe(values, 2) for values in (ends.min(axis=1), ends.mean(axis=1), volumes)]
         returns = np.array([row["result"]["returns"][-1] for row in own])
-        digits = [1 if high - low < 100 else 0 for low, high in PROBLEMS[problem].ranges.values()]
+        ends = in_ranges(returns, problem)
+        most_likely = in_ranges([row["result"]["deterministic"] for row in own], problem)
+        measures = (ends.min(axis=1), most_likely.min(axis=1), ends.mean(axis=1), ends.clip(0, 1).prod(axis=1))
+        cells = [describe(values, 2) for values in measures]
+        digits = [max(0, 2 - int(np.log10(high - low))) for low, high in PROBLEMS[problem].ranges.values()]
         ends_of_each = [describe(returns[:, place], digits[place]) for place in range(len(names))]
         table.add_row(method, str(len(own)), *cells, *ends_of_each)
     return table
@@ -210,10 +231,11 @@ def draw_objectives(rows: list[Row], problem: str, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     name = next(iter(PROBLEMS[problem].ranges))
     for method, own in by_method(rows, METHODS).items():
-        if method.startswith("PPO, fixed"):
+        if method in FIXED:
             continue
         steps, colour = np.array(own[0]["result"]["steps"]) / 1000, f"C{list(METHODS).index(method) % 10}"
-        draw_band(axes[0], steps, in_ranges(own, problem).min(axis=2).T, method, alpha=0.1, color=colour)
+        worst = in_ranges([row["result"]["returns"] for row in own], problem).min(axis=2)
+        draw_band(axes[0], steps, worst.T, method, alpha=0.1, color=colour)
         if METHODS[method].kwargs is not None:
             weights = np.array([row["result"]["weights"] for row in own])[:, :, 0]
             draw_band(axes[1], steps, weights.T, method, alpha=0.1, color=colour)

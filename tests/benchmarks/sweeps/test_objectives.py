@@ -26,6 +26,7 @@ def test_a_run(method: str) -> None:
         assert 0 <= treasure <= 23.7
         assert -1000 <= time <= -1
     assert [len(weights) for weights in result["weights"]] == ([2, 2] if method == "GRPO" else [0, 0])
+    assert len(result["deterministic"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_rewards(method: str, rewards: list[float]) -> None:
         assert found.tolist() == pytest.approx([0.7, -1] if len(actions) == 1 else [8.2, -3])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [run["method"] for run in objectives.make_runs("treasure", [0])])
 def test_models(method: str) -> None:
     model: Any = objectives.make_model("treasure", method, 100)
     assert (model.n_envs, model.n_steps, model.batch_size, model.learning_rate) == (8, 128, 256, 1e-3)
@@ -64,6 +65,7 @@ def test_models(method: str) -> None:
 
 def row(method: str, seed: int, *returns: float) -> dict[str, Any]:
     result = {"steps": [1000, 2000], "returns": [[0.7, -19.0], list(returns)], "weights": [[1.0, 1.0], [1.5, 0.5]]}
+    result["deterministic"] = [23.7, -14.5]
     return {"run": dict(problem="treasure", method=method, seed=seed), "result": result}
 
 
@@ -73,16 +75,24 @@ def test_table_by_hand() -> None:
     table = objectives.objectives_table(rows, "treasure")
     lines = [list(map(str, line)) for line in zip(*(column.cells for column in table.columns), strict=True)]
     assert lines == [
-        ["PPO, sum", "1", "0.50", "0.78", "0.50", "24.9", "-10.0"],
-        ["GRPO", "1", "0.50", "0.62", "0.38", "12.2", "-5.5"],
+        ["PPO, sum", "1", "0.50", "0.25", "0.78", "0.50", "24.9", "-10.0"],
+        ["GRPO", "1", "0.50", "0.25", "0.62", "0.38", "12.2", "-5.5"],
     ]
 
 
 def test_picture(tmp_path) -> None:
-    rows = [row(method, seed, 12.2, -5.5) for method in METHODS for seed in range(2)]
+    rows = [row(run["method"], run["seed"], 12.2, -5.5) for run in objectives.make_runs("treasure", range(2))]
     objectives.draw_objectives(rows, "treasure", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
 def test_what_to_install_is_named() -> None:
     assert re.search(r'pip install --no-deps "mo-gymnasium', objectives.__doc__ or "")
+
+
+def test_grids_have_a_weight_for_each_objective() -> None:
+    for problem, (_, ranges, *_) in PROBLEMS.items():
+        weights = [METHODS[run["method"]].weights for run in objectives.make_runs(problem, [0])]
+        found = [each for each in weights if each is not None]
+        assert len(found) == 5
+        assert {len(each) for each in found} == {len(ranges)}
