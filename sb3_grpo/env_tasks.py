@@ -22,13 +22,30 @@ def env_has(env: VecEnv, *names: str) -> bool:
         return False
 
 
+def same_in_all(env: VecEnv, name: str) -> list[Any]:
+    """
+    Return a list that all environments have as an attribute; an empty one if they do not have it, or it is ``None``.
+
+    :param env: vectorised environments
+    :param name: of the attribute
+    :raises ValueError: if environments differ, since a number would then mean another task in each
+    """
+    if not env_has(env, name):
+        return []
+    found = [list(values or []) for values in env.get_attr(name)]
+    if any(values != found[0] for values in found):
+        raise ValueError(f"`env` must have the same `{name}` in all environments, got {found}")
+    return found[0]
+
+
 def task_names_of(env: VecEnv) -> list[str]:
     """
     Return the names of the environments' tasks; none if they have numbers only.
 
     :param env: vectorised environments
+    :raises ValueError: if environments have other names than each other, or in another order
     """
-    return list(env.get_attr("task_names", indices=0)[0] or []) if env_has(env, "task_names") else []
+    return same_in_all(env, "task_names")
 
 
 def label_cells(cells: Sequence[int], names: Sequence[str]) -> str | None:
@@ -54,15 +71,15 @@ def find_task(env: VecEnv | None, space: spaces.Space[Any], known: Mapping[str, 
     :param known: what was found when the model was built; empty for a new one
     :return: ``router`` and ``router_kwargs`` for :func:`sb3_grpo.routing.make_router`, and ``names`` of the tasks, empty if
         they have numbers only. If there are no environments, what is known
-    :raises ValueError: if the task is not shown, or the environments have other tasks than the model
+    :raises ValueError: if the task is not shown, or the environments have other tasks than each other or than the model
     """
     if env is None and known:
         return dict(known)
     found: dict[str, Any] = {"names": [] if env is None else task_names_of(env)}
     if isinstance(space, spaces.Dict) and isinstance(space.spaces.get(TASK), spaces.Discrete):
         found |= {"router": "discrete", "router_kwargs": {"key": TASK}}
-    elif env is not None and env_has(env, "task_columns") and (columns := env.get_attr("task_columns", indices=0)[0]):
-        found |= {"router": "one_hot", "router_kwargs": {"columns": list(columns)}}
+    elif env is not None and (columns := same_in_all(env, "task_columns")):
+        found |= {"router": "one_hot", "router_kwargs": {"columns": columns}}
     else:
         raise ValueError(
             "`router` must not be 'task' unless the environments show their task, as entry 'task' of a Dict observation or as "

@@ -1,6 +1,7 @@
 """Tasks by name: the router finds the task by itself, and names take the place of numbers wherever tasks are shown."""
 
 import csv
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tiny_envs import RandomEnv
 from sb3_grpo import (
     GRPO,
     GroupEvalCallback,
+    MultiTaskEnv,
     TaskSamplingCallback,
     evaluate_groups,
     make_multi_task_vec_env,
@@ -96,6 +98,19 @@ class TestTheRouterFindsTheTask:
     def test_where_it_is_not_shown(self, make):
         with pytest.raises(ValueError, match=r"`router` must not be 'task' unless the environments show their task"):
             make_model(make())
+
+    def test_where_workers_have_other_orders(self):
+        """Task 0 would be "swing" in one and "drive" in the other."""
+        order = dict(sorted(TASKS.items()))
+        env = DummyVecEnv([partial(MultiTaskEnv, tasks) for tasks in (TASKS, order)])
+        for refused in (partial(make_model, env), partial(evaluate_groups, PPO("MlpPolicy", env, n_steps=8), env)):
+            message = re.escape(
+                "`env` must have the same `task_names` in all environments, got [['swing', 'drive', 'hold'], ["
+            )
+            with pytest.raises(ValueError, match=message):
+                refused()
+        # a control: the same order
+        assert make_model(DummyVecEnv([partial(MultiTaskEnv, TASKS)] * 2)).task_names == list(TASKS)
 
     def test_where_a_wrapper_has_moved_the_columns(self):
         with pytest.raises(ValueError, match=r"must hold a one-hot block"):
