@@ -7,9 +7,10 @@ Train one agent for several objectives of MO-Gymnasium's environments, and look 
 - GRPO: the same with the balance, which knows the ranges; "no ranges": which has to learn them
 - odds, Gini, mirror descent: the same with other rules
 
-An objective is measured by its range: 0 at what it is when only the others are looked after, 1 at what it can be. Those of
-the treasures follow from the map; the others from PPO on one objective alone (seed 100, rounded). Evaluated are the
-policies as they are trained, with random actions, and at the end with the most likely ones too.
+An objective is measured by its range, from 0 to 1. Those of the treasures follow from the map: from what an objective is
+when only the other one is looked after, to what it can be. The others are from PPO on one objective alone (seed 100,
+rounded): up to what that reaches, for costs from what it then is (cheetah) or is before the training (minecart). Evaluated
+are the policies as they are trained, with random actions, and at the end with the most likely ones too.
 MO-Gymnasium asks for another pygame than Gymnasium does: ``pip install --no-deps "mo-gymnasium>=1.3,<2"``.
 ``python -m benchmarks.sweeps.objectives`` runs what has no result row yet, prints the tables and draws the pictures.
 """
@@ -56,7 +57,7 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "minecart": Problem(
         "minecart-v0",
-        {"first ore": (0, 0.75), "second ore": (0, 0.75), "fuel": (-15, 0)},
+        {"first ore": (0, 1.2), "second ore": (0, 1.2), "fuel": (-12, 0)},
         150_000,
         dict(n_steps=256, batch_size=256, n_epochs=4, learning_rate=1e-3, ent_coef=0.01),
     ),
