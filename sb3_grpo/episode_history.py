@@ -4,7 +4,8 @@ import numpy as np
 import torch as th
 from torch import nn
 
-# Episodes whose mean is where a cell began
+# A cell began at the mean of all episodes up to the rollout that brings this many. That of the first so many alone would be
+# that of short episodes, which end before the others
 N_FIRST = 20
 # Episodes that the present mean stands for: a plain mean up to so many, an exponential one from then on
 N_RECENT = 20
@@ -20,7 +21,7 @@ class EpisodeHistory(nn.Module):
     """
 
     count: th.Tensor  # episodes, shape (C,)
-    first: th.Tensor  # mean return of the first ``N_FIRST`` of them, shape (C,); 0 before the first
+    first: th.Tensor  # mean return of the first ones, see ``N_FIRST``, shape (C,); 0 before the first
     recent: th.Tensor  # mean return of about the last ``N_RECENT``, shape (C,)
     best: th.Tensor  # the largest return of an episode, shape (C,)
 
@@ -41,10 +42,8 @@ class EpisodeHistory(nn.Module):
             own = returns[cells == cell]
             known, new = count[cell], len(own)
             best[cell] = max(own.max(), best[cell]) if known else own.max()
-            n_first = min(known, N_FIRST)
-            early = own[: int(N_FIRST - n_first)]
-            if len(early):
-                first[cell] = (first[cell] * n_first + early.sum()) / (n_first + len(early))
+            if known < N_FIRST:
+                first[cell] = (first[cell] * known + own.sum()) / (known + new)
             rate = max(1 - (1 - 1 / N_RECENT) ** new, new / (known + new))
             recent[cell] += rate * (own.mean() - recent[cell])
             count[cell] = known + new
