@@ -35,7 +35,7 @@ NOT_RUN = {
     "regrouping_long": 10,
     "eight_tasks_fixed": 80,
     "gridworlds_linear": 190,
-    "critic_free_classic": 145,
+    "critic_free_classic": 75,
 }
 
 
