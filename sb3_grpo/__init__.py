@@ -9,7 +9,7 @@ from sb3_grpo.episode_log import EpisodeLogCallback
 from sb3_grpo.evaluation import GroupEvaluation, evaluate_groups
 from sb3_grpo.export import export_onnx, export_pt2, export_torchscript
 from sb3_grpo.grpo import GRPO
-from sb3_grpo.objectives import ObjectivesWrapper
+from sb3_grpo.objectives import ObjectivesWrapper, add_objectives
 from sb3_grpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_grpo.regroup_plan import RegroupEvent
 from sb3_grpo.task_sampling import TaskSamplingCallback
@@ -43,6 +43,7 @@ __all__ = [
     "RegroupEvent",
     "TaskSamplingCallback",
     "adapt_vector_env",
+    "add_objectives",
     "add_tasks",
     "check_shared_start",
     "evaluate_groups",

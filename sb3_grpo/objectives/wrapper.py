@@ -5,6 +5,7 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.monitor import Monitor
 
 # Entry of ``info`` with the parts of the reward, shape (K,)
 OBJECTIVES = "objectives"
@@ -16,18 +17,21 @@ class ObjectivesWrapper(gym.Wrapper[Any, Any, Any, Any]):
 
     The objectives are the entries of a reward that is a vector, as in MO-Gymnasium; the reward becomes their sum. Or they
     stand in ``info[key]``, as a vector or under their names, and the reward stays what it is. Everything that knows numbers
-    only (``Monitor``, ``VecNormalize``, PPO) works with the reward, and belongs around this wrapper, not inside of it.
+    only (``Monitor``, ``VecNormalize``, PPO) works with the reward, and belongs around this wrapper, not inside of it;
+    :func:`add_objectives` puts it there.
 
     :param env: an environment whose reward is a vector, or which reports the objectives in ``info``
     :param names: of the ``K`` objectives, different from each other, in their order in a vector. They name curves and errors,
         and what is taken from a dict. ``None``: ``"0"``, ``"1"`` ..., as many as ``reward_space`` says
     :param key: entry of ``info`` that holds the objectives, at least 2 of them; ``None``: they are the reward
-    :raises ValueError: if there is no name, or two are the same; later if a step does not bring one finite number for each
-        objective
+    :raises ValueError: if there is no name, or two are the same, or a vector would have to pass ``Monitor``; later if a step
+        does not bring one finite number for each objective
     """
 
     def __init__(self, env: gym.Env[Any, Any], names: Sequence[str] | None = None, key: str | None = None):
         super().__init__(env)
+        if key is None and find_monitor(env) is not None:
+            raise ValueError(f"`env` must not be in Monitor, which knows numbers only: use add_objectives, got {env}")
         self.key = key
         self.objective_names = read_names(names, getattr(env.unwrapped, "reward_space", None) if key is None else None)
         if key is not None and len(self.objective_names) < 2:
@@ -53,6 +57,41 @@ class ObjectivesWrapper(gym.Wrapper[Any, Any, Any, Any]):
                 raise ValueError(f"`info` must hold {self.key!r} in every step, got {sorted(info)}")
             objectives = read_objectives(info[self.key], self.objective_names, where)
         return observation, reward, terminated, truncated, {**info, OBJECTIVES: objectives}
+
+
+def add_objectives(env: gym.Env[Any, Any], names: Sequence[str] | None = None, key: str | None = None) -> gym.Env[Any, Any]:
+    """
+    Wrap an environment in :class:`ObjectivesWrapper`, inside of ``Monitor`` if it is in one.
+
+    For SB3's ``make_vec_env(wrapper_class=add_objectives)`` and RL Zoo's ``env_wrapper``, which hand over an environment that
+    is in ``Monitor`` already.
+
+    :param env: as the argument of :class:`ObjectivesWrapper`, or around it ``Monitor`` and other wrappers
+    :param names: as the argument of :class:`ObjectivesWrapper`
+    :param key: as the argument of :class:`ObjectivesWrapper`
+    :return: ``env``, with the wrapper inside; if there is no ``Monitor``, the wrapper
+    :raises ValueError: as :class:`ObjectivesWrapper`
+    """
+    monitor = find_monitor(env)
+    if monitor is None:
+        return ObjectivesWrapper(env, names, key)
+    monitor.env = ObjectivesWrapper(monitor.env, names, key)
+    return env
+
+
+def find_monitor(env: gym.Env[Any, Any]) -> Monitor | None:
+    """
+    Return the outermost ``Monitor`` that an environment is in.
+
+    :param env: the environment
+    :return: ``None`` if there is none
+    """
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, Monitor):
+            return layer
+        layer = layer.env
+    return None
 
 
 def read_names(names: Sequence[str] | None, reward_space: Any) -> list[str]:

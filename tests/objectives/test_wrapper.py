@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from objectives.rewards import NAMES, Journey, make_env
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_grpo import ObjectivesWrapper
+from sb3_grpo import GRPO, ObjectivesWrapper, add_objectives
 
 HALF = np.array([0.5], dtype=np.float32)
 
@@ -97,3 +100,37 @@ def test_a_reward_space_of_no_vector_names_nothing() -> None:
     env.reward_space = spaces.Box(-1, 1, (2, 2), np.float32)
     with pytest.raises(ValueError, match="`names` must be given"):
         ObjectivesWrapper(env)
+
+
+class TestAddObjectives:
+    def test_goes_inside_of_monitor(self) -> None:
+        """Also where there are wrappers around that."""
+        for env in (Monitor(Journey()), TimeLimit(Monitor(Journey()), 9)):
+            added = add_objectives(env, NAMES)
+            assert added is env
+            assert added.get_wrapper_attr("objective_names") == NAMES
+            added.reset(seed=0)
+            total = 0.0
+            for _ in range(5):
+                _, reward, _, _, info = added.step(HALF)
+                assert reward == pytest.approx(info["objectives"].sum())
+                total += float(reward)
+            assert info["episode"]["r"] == pytest.approx(total, abs=1e-5)
+
+    def test_is_the_wrapper_where_there_is_no_monitor(self) -> None:
+        env = add_objectives(Journey(where="numbers"), NAMES, key="parts")
+        assert isinstance(env, ObjectivesWrapper)
+        assert (env.objective_names, env.key) == (NAMES, "parts")
+
+    def test_in_make_vec_env(self) -> None:
+        env = make_vec_env(Journey, 2, seed=0, wrapper_class=add_objectives, wrapper_kwargs=dict(names=NAMES))
+        model = GRPO("MlpPolicy", env, group_by="objectives", n_steps=32, batch_size=32, device="cpu").learn(64)
+        assert [record.name for record in model.groups] == NAMES
+        assert model.ep_info_buffer
+        assert all(isinstance(info["r"], float) for info in model.ep_info_buffer)
+
+    def test_a_vector_in_monitor_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="`env` must not be in Monitor, which knows numbers only: use add_objectives"):
+            ObjectivesWrapper(Monitor(Journey()), NAMES)
+        # numbers pass
+        assert ObjectivesWrapper(Monitor(Journey(where="numbers")), NAMES, key="parts").objective_names == NAMES
