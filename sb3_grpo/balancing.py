@@ -72,7 +72,9 @@ class GapOdds(Balancer):
 
     With ``group_score="gap"`` these are the odds that the sampling rule of DRATS (https://arxiv.org/abs/2605.14350) moves
     towards, with ``group_coef`` 16 in its public code. It gives nearly all effort to the groups with the largest gaps, also
-    to those that have not had a success yet: meant for :class:`~sb3_grpo.task_sampling.TaskSamplingCallback`.
+    to those that have not had a success yet: meant for :class:`~sb3_grpo.task_sampling.TaskSamplingCallback`. Of objectives
+    (``group_by="objectives"``), of which none is without rewards for long, it balances the gaps more closely than
+    :class:`RelativePenalty`, with ``group_coef`` about 5.
     """
 
     FLOOR = 0.01

@@ -253,7 +253,7 @@ def main() -> None:
     arguments = parse_parts(__doc__, PROBLEMS)
     for problem in arguments.parts:
         runs = make_runs(problem, arguments.seeds or SEEDS)
-        rows = run_part(run, runs, f"objectives_{problem}", arguments, total_timesteps=4096, n_evaluations=1, eval_episodes=1)
+        rows = run_part(run, runs, f"objectives_{problem}", arguments, total_timesteps=2048, n_evaluations=1, eval_episodes=1)
         Console(width=180).print(objectives_table(rows, problem))
         draw_objectives(rows, problem, result_folder(arguments) / f"objectives_{problem}.png")
 
