@@ -37,7 +37,6 @@ NOT_RUN = {
     "gridworlds_linear": 190,
     "critic_free_classic": 75,
     "objectives_cheetah": 120,
-    "objectives_minecart": 60,
 }
 
 
