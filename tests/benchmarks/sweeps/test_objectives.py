@@ -1,6 +1,5 @@
 """Runs and tables of several objectives."""
 
-import re
 from typing import Any
 
 import numpy as np
@@ -84,10 +83,6 @@ def test_picture(tmp_path) -> None:
     rows = [row(run["method"], run["seed"], 12.2, -5.5) for run in objectives.make_runs("treasure", range(2))]
     objectives.draw_objectives(rows, "treasure", tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
-
-
-def test_what_to_install_is_named() -> None:
-    assert re.search(r'pip install --no-deps "mo-gymnasium', objectives.__doc__ or "")
 
 
 def test_grids_have_a_weight_for_each_objective() -> None:
