@@ -189,6 +189,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "delayed rewards": of_rows("delayed_rewards", delayed_rewards.successes_table),
     **{f"gridworlds {s}": of_rows(f"gridworlds_{s}", gridworlds.success_table, s) for s in gridworlds.PARTS},
     **{f"objectives {p}": of_rows(f"objectives_{p}", objectives.objectives_table, p) for p in objectives.PROBLEMS},
+    "objectives merges": of_rows("objectives_copies", objectives.merges_table, "copies"),
     "own environments": of_rows("own_environments", own_environments.returns_table),
     "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),
 }

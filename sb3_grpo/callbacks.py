@@ -183,8 +183,9 @@ class GroupEvalCallback(EvalCallback):
     def _note_moment(self) -> None:
         """Keep what :func:`plot_tasks` draws."""
         returns = {str(label): evaluation.mean for label, evaluation in self.last_evaluation.items()}
-        records = getattr(self.model, "groups", [])
-        weights = {str(record.group if record.name is None else record.name): record.weight for record in records}
+        records, names = getattr(self.model, "groups", []), getattr(self.model, "cell_names", [])
+        weights = {names[cell]: record.weight for record in records for cell in record.cells if names}
+        weights = weights or {str(record.group): record.weight for record in records}
         self.moments.append(EvaluationMoment(self.num_timesteps, returns, weights))
 
     def _on_step(self) -> bool:
@@ -322,17 +323,16 @@ class RegroupCallback(BaseCallback):
         if model.use_sde:
             # the noise of this rollout was drawn for the groups before
             model.policy.reset_noise(model.n_envs)
-        cell_to_group = model.policy.grouping.cell_to_group.tolist()
-        model.regroup_history.append(as_regroup_event(event, self.num_timesteps, cell_to_group))
+        model.regroup_history.append(as_regroup_event(event, self.num_timesteps, model.cell_to_group))
         if self.verbose >= 1:
-            print(describe_event(model.regroup_history[-1], model.task_names))
+            print(describe_event(model.regroup_history[-1], model.cell_names))
 
     def _log(self, divergences: Divergences) -> None:
         def record(name: str, value: float) -> None:
             # what can be read without the documentation are the lines printed for events
             self.logger.record(f"groups/{name}", value, exclude="stdout")
 
-        active = self._grpo.policy.grouping.active
+        active = sorted(set(self._grpo.cell_to_group))
         within, errors = divergences.within[active], divergences.within_error[active]
         if within.isfinite().any():
             worst = within.nan_to_num(-math.inf).argmax()
@@ -348,11 +348,11 @@ class RegroupCallback(BaseCallback):
         outputs = tensorboard_outputs(self.logger)
         if self.figure_freq == 0 or not outputs:
             return
-        model, active = self._grpo, self._grpo.policy.grouping.active
+        model, active = self._grpo, sorted(set(self._grpo.cell_to_group))
         try:
             figures = {"kl": new_figure(6, 5), "timeline": new_figure(8, timeline_height(len(model.first_grouping)))}
             draw_kl(figures["kl"].subplots(), divergences.between, active, group_labels(model))
-            now, names = self.num_timesteps, model.task_names
+            now, names = self.num_timesteps, model.cell_names
             draw_timeline(figures["timeline"].subplots(), model.first_grouping, model.regroup_history, now, names)
             for output in outputs:
                 for name, figure in figures.items():
@@ -389,21 +389,21 @@ def plot_regrouping(model: Any, path: str | Path | None = None) -> "Figure":
     """
     Draw both pictures of the groups for a model that has been trained.
 
-    :param model: a ``GRPO`` model with more than one head
+    :param model: a ``GRPO`` model with more than one head, or objective
     :param path: PNG to write; ``None``: none
     :return: the figure
-    :raises ValueError: if the model is no ``GRPO`` model, or has one head only
+    :raises ValueError: if the model is no ``GRPO`` model, or has one head and one objective only
     :raises ImportError: if matplotlib is not installed
     """
     if not hasattr(model, "regroup_history"):
         raise ValueError(f"`model` must be a GRPO model, got {type(model).__name__}")
     if model.regrouper is None:
-        raise ValueError("`model` must have more than one head (`max_groups`), got 1: its groups cannot change")
+        raise ValueError("`model` must have more than one head (`max_groups`) or objective, got 1: its groups cannot change")
     figure = new_figure(12, max(4, timeline_height(len(model.first_grouping))))
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    draw_timeline(left, model.first_grouping, model.regroup_history, model.num_timesteps, model.task_names)
+    draw_timeline(left, model.first_grouping, model.regroup_history, model.num_timesteps, model.cell_names)
     divergences = model.regrouper.measure(model.policy, model.regroup_rule)
-    draw_kl(right, divergences.between, model.policy.grouping.active, group_labels(model))
+    draw_kl(right, divergences.between, sorted(set(model.cell_to_group)), group_labels(model))
     if path is not None:
         figure.savefig(path)
     return figure

@@ -12,15 +12,52 @@ from sb3_grpo.regroup_plan import Merge, Split, apply_plan
 from sb3_grpo.routing import Router
 
 
-class Grouping(nn.Module):
+class CellGroups(nn.Module):
+    """
+    Sets of cells: which group each cell belongs to, and for how long the groups have existed.
+
+    A group keeps its number for life; a group that begins gets the lowest number that is free.
+
+    :param cell_to_group: group of each cell, shape ``(C,)``, integers from 0
+    :param max_groups: largest number of groups
+    """
+
+    cell_to_group: th.Tensor  # shape (C,)
+    age: th.Tensor  # rollouts that each group has existed for, shape (max_groups,)
+
+    def __init__(self, cell_to_group: np.ndarray, max_groups: int):
+        super().__init__()
+        self.max_groups = max_groups
+        self.register_buffer("cell_to_group", th.as_tensor(cell_to_group), persistent=False)
+        self.register_buffer("age", th.zeros(max_groups), persistent=False)
+
+    @property
+    def active(self) -> list[int]:
+        """The groups that have cells, ascending."""
+        return sorted(set(self.cell_to_group.tolist()))
+
+    def apply_event(self, event: Merge | Split) -> None:
+        """
+        Relabel the cells of groups that are merged or split.
+
+        :param event: from :func:`sb3_grpo.regroup_plan.plan_regrouping`
+        """
+        self.cell_to_group.copy_(apply_plan([event], self.cell_to_group))
+        if isinstance(event, Merge):
+            self.age[event.keep] = self.age[[event.keep, event.dropped]].min()
+        else:
+            self.age[[event.group, event.new_group]] = 0
+
+
+class Grouping(CellGroups):
     """
     Map from observations to groups and heads.
 
     ``router`` says the cell of an observation, ``cell_to_group`` the group of the cell, and ``heads`` which head the group
     has.
 
-    A group keeps its number for life; a group that begins gets the lowest number that is free. Heads are numbered by
-    their place in the parameters: head ``i`` is that of group ``heads[i]``. There is one head for each group in use.
+    Heads are numbered by their place in the parameters: head ``i`` is that of group ``heads[i]``. There is one head for
+    each group in use.
 
     Buffers are not in ``state_dict()``: the policy adds :meth:`state` where there are several heads.
 
@@ -31,28 +68,18 @@ class Grouping(nn.Module):
     :param all_heads: have ``max_groups`` heads from the start, so that the shapes of the parameters never change
     """
 
-    cell_to_group: th.Tensor  # shape (C,)
     cell_to_head: th.Tensor  # shape (C,)
-    age: th.Tensor  # rollouts that each group has existed for, shape (max_groups,)
 
     def __init__(self, router: Router, n_groups: int, max_groups: int, seed: int = 0, all_heads: bool = False):
-        super().__init__()
+        super().__init__(deal_cells(router.n_cells, n_groups, seed), max_groups)
         self.router = router
-        self.max_groups = max_groups
         self.seed = seed
         self.all_heads = all_heads
         for name, buffer in list(router.named_buffers()):
             nn.Module.register_buffer(router, name, buffer, persistent=False)
-        self.register_buffer("cell_to_group", th.as_tensor(deal_cells(router.n_cells, n_groups, seed)), persistent=False)
         self.register_buffer("cell_to_head", th.zeros(router.n_cells, dtype=th.long), persistent=False)
-        self.register_buffer("age", th.zeros(max_groups), persistent=False)
         self.heads: list[int] = []
         self._number_heads(self.wanted_heads())
-
-    @property
-    def active(self) -> list[int]:
-        """The groups that have cells, ascending."""
-        return sorted(set(self.cell_to_group.tolist()))
 
     def wanted_heads(self) -> list[int]:
         """
@@ -121,13 +148,8 @@ class Grouping(nn.Module):
         :return: for each head afterwards the index of the head that it is to be a copy of
         """
         before = self.heads
-        self.cell_to_group.copy_(apply_plan([event], self.cell_to_group))
-        parents = {}
-        if isinstance(event, Merge):
-            self.age[event.keep] = self.age[[event.keep, event.dropped]].min()
-        else:
-            parents[event.new_group] = event.group
-            self.age[[event.group, event.new_group]] = 0
+        self.apply_event(event)
+        parents = {event.new_group: event.group} if isinstance(event, Split) else {}
         self._number_heads(self.wanted_heads())
         return [before.index(parents.get(group, group)) for group in self.heads]
 

@@ -39,7 +39,6 @@ from sb3_grpo.epochs import EpochLoop
 from sb3_grpo.estimators import ESTIMATORS, Experience
 from sb3_grpo.group_kinds import DecisionGroups, GroupKind, ObjectiveGroups
 from sb3_grpo.interrupts import interrupts_delayed
-from sb3_grpo.losses import group_means
 from sb3_grpo.model_files import ModelFiles
 from sb3_grpo.objective import PPOObjective
 from sb3_grpo.objectives.arguments import read_objective_names
@@ -47,7 +46,7 @@ from sb3_grpo.policies import POLICIES, GroupActorCriticPolicy
 from sb3_grpo.probe_math import N_FOLDS
 from sb3_grpo.recording import Outcome
 from sb3_grpo.reference import ReferencePolicy
-from sb3_grpo.regrouping import Regrouper, RegroupRule
+from sb3_grpo.regrouping import RegroupRule
 from sb3_grpo.routing import check_first_observations
 from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
 from sb3_grpo.targets import Targets, target_ranges
@@ -103,6 +102,7 @@ class GRPO(ModelFiles):
         :class:`~sb3_grpo.objectives.ObjectivesWrapper`. Each of them has a value head and its own advantages, normalised
         unless ``normalize_advantage`` is False; their weighted sum is what the policy learns from, normalised once more if
         it is True. There is one action head, and ``n_groups``, ``max_groups`` and the router must be left as they are.
+        Objectives that merge count as one, see :mod:`sb3_grpo.agreement`.
     :param n_groups: number of groups to start with, at least 1. ``None``: one per cell where the cells are given
         (``"one_hot"``, ``"discrete"``, a callable), one that may split with the random router.
     :param max_groups: largest number of groups, at least ``n_groups``. ``None``: one per cell, but one if ``n_groups=1`` is
@@ -249,7 +249,6 @@ class GRPO(ModelFiles):
         self._built_groups |= dict(n_groups=len(grouping.active), max_groups=grouping.max_groups)
         self.n_groups, self.max_groups = len(grouping.active), grouping.max_groups
         self.policy.adopt_groups(self._saved_groups or grouping.cell_to_group)
-        self.first_grouping = self.first_grouping or grouping.cell_to_group.tolist()
         self.policy.adopt_changes()
         if self.router == "random":
             # nothing is known of random regions: they may be merged at once
@@ -261,7 +260,9 @@ class GRPO(ModelFiles):
         if len(self.objective_names) > 1:
             self._kind = ObjectiveGroups(self.policy, self.objective_names)
         self.score_history = ScoreHistory(len(self._kind.cell_to_group)).to(self.device)
-        self.regrouper = Regrouper(self.policy).to(self.device) if self.max_groups > 1 else None
+        self.first_grouping = self.first_grouping or self.cell_to_group
+        regrouper = self._kind.make_regrouper()
+        self.regrouper = None if regrouper is None else regrouper.to(self.device)
         self._choose_parts()
 
     def _choose_parts(self) -> None:
@@ -271,8 +272,7 @@ class GRPO(ModelFiles):
         schedule = make_group_coef_schedule(self.group_coef)
         self._balancer = BALANCERS[self.balancer](lambda progress: group_coef_at(schedule, progress))
         score = name_of_score(self.group_score, self.group_by)
-        names = self.objective_names or self.task_names
-        self._score = SCORES[score](target_ranges(self.group_targets, len(self._kind.cell_to_group), names))
+        self._score = SCORES[score](target_ranges(self.group_targets, len(self._kind.cell_to_group), self.cell_names))
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
@@ -314,7 +314,7 @@ class GRPO(ModelFiles):
             raise ImportError(f'{error} They come with an extra: pip install "sb3-grpo[extra]"') from error
         if reset_num_timesteps:
             # its time is counted in these steps
-            self.regroup_history, self.first_grouping = [], self.policy.grouping.cell_to_group.tolist()
+            self.regroup_history, self.first_grouping = [], self.cell_to_group
         self.policy.adopt_changes()
         if self.kl_coef == 0:
             self.reference = None
@@ -351,7 +351,12 @@ class GRPO(ModelFiles):
     @property
     def groups(self) -> list[GroupRecord]:
         """One record per group in use, in the order of their numbers."""
-        return group_records(self._kind.cell_to_group.tolist(), self._group_stats, self.objective_names or self.task_names)
+        return group_records(self.cell_to_group, self._group_stats, self.cell_names)
+
+    @property
+    def cell_to_group(self) -> list[int]:
+        """Number of the group of each cell, or of each objective."""
+        return self._kind.cell_to_group.tolist()
 
     def train(self) -> None:
         """Update the policy with the rollout in the buffer: group, estimate, normalize, weigh, observe, update, log."""
@@ -364,7 +369,7 @@ class GRPO(ModelFiles):
             self.logger.record(tag, figure)
         # without a critic there may be nothing that is complete
         if len(experience.parts):
-            advantages, divisors = self._normalize_advantages(experience, cell_to_group)
+            advantages, divisors = self._normalize_advantages(experience)
             scores, weights = self._weigh_groups(experience.outcome, cell_to_group, divisors)
             entry_weights = weights.at(scores.groups, cell_to_group[experience.outcome.cells])
             rollout = self._kind.join(experience.rollout, experience.outcome, advantages, entry_weights)
@@ -423,26 +428,28 @@ class GRPO(ModelFiles):
         if not self._estimator.uses_critic and self.env.has_attr("skip_to"):
             self.env.env_method("skip_to", self._next_episode)
 
-    def _normalize_advantages(self, experience: Experience, cell_to_group: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return advantages, and what each group's were divided by; update the value scale."""
-        policy, outcome, groups = self.policy, experience.outcome, cell_to_group[experience.outcome.cells]
-        n_groups, advantages, divisors = int(cell_to_group.max()) + 1, outcome.advantages, None
-        if experience.divisors is not None:
-            divisors = group_means(experience.divisors, groups, np.bincount(groups, minlength=n_groups))
-        elif self.normalizes_by_group:
+    def _normalize_advantages(self, experience: Experience) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return advantages, and what each of them was divided by; update the value scale."""
+        policy, outcome, cell_to_unit = self.policy, experience.outcome, self._kind.cell_to_unit
+        advantages, divisors = outcome.advantages, experience.divisors
+        if divisors is None and self.normalizes_by_group:
             assert policy.value_scale is not None
             with interrupts_delayed():
                 policy.value_scale.update(outcome.returns, self._kind.value_heads(outcome.cells), policy.value_net)
-            per_scale = self.score_history.reward_scale.inverse_of_groups(cell_to_group, n_groups)
-            floor = smallest_divisor(groups, outcome.paid, per_scale, self.gamma * self.gae_lambda, self.n_steps)
-            advantages, divisors = normalize_by_group(advantages, groups, floor)
+            units = cell_to_unit[outcome.cells]
+            per_scale = self.score_history.reward_scale.inverse_of_groups(cell_to_unit, int(cell_to_unit.max()) + 1)
+            floor = smallest_divisor(units, outcome.paid, per_scale, self.gamma * self.gae_lambda, self.n_steps)
+            advantages, divisor = normalize_by_group(advantages, units, floor)
+            divisors = divisor[units]
         return advantages, divisors
 
     def _weigh_groups(
         self, outcome: Outcome, cell_to_group: np.ndarray, divisors: np.ndarray | None
     ) -> tuple[GroupScores, GroupWeights]:
         """Compare the groups of the rollout, and weigh them."""
-        scores = self._score.compare(outcome, cell_to_group, self.score_history, divisors, self.group_scale)
+        history, cell_to_unit = self.score_history, self._kind.cell_to_unit
+        scores = self._score.compare(outcome, cell_to_group, history, divisors, self.group_scale, cell_to_unit)
+        scores = self._kind.steps_of_groups(scores)
         weights = self._balancer(scores, self._current_progress_remaining)
         columns = (scores.groups, scores.counts, scores.scores, weights.weights)
         self._group_stats = list(zip(*(column.tolist() for column in columns), strict=True))
@@ -454,8 +461,7 @@ class GRPO(ModelFiles):
             return
         buffer, outcome, uses_critic = self.rollout_buffer, experience.outcome, self._estimator.uses_critic
         cells, parts = (th.as_tensor(values, device=self.device) for values in (outcome.cells, experience.parts))
-        # one-step errors: those of many steps are noisier, and the noise of neighbouring steps is the same
-        credit = buffer.td_errors() if uses_critic else experience.rollout.advantages
+        credit = self._kind.credit(buffer, outcome) if uses_critic else experience.rollout.advantages
         latent = self.regrouper.recorder.latents(buffer.buffer_size) if uses_critic else None
         # parts take turns, so that each fold has something of all of them
         folds, by_cell = (parts + self.n_rollouts) % N_FOLDS, self.normalize_advantage == "group"

@@ -121,6 +121,11 @@ class ModelFiles(GroupArguments, PPO):
         return self._found_task.get("names", [])
 
     @property
+    def cell_names(self) -> list[str]:
+        """Names of what groups consist of: of the objectives, or of the tasks; empty if they have none."""
+        return self.objective_names or self.task_names
+
+    @property
     def normalizes_by_group(self) -> bool:
         """Whether advantages are normalised group by group, and values are in units of the group's returns."""
         if len(self.objective_names) > 1:

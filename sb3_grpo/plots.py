@@ -29,7 +29,7 @@ class EvaluationMoment(NamedTuple):
 
     timestep: int  #: number of environment steps so far
     returns: Mapping[str, float]  #: mean return of each task, by its label
-    weights: Mapping[str, float]  #: of each group in use, by its label; none for other algorithms than GRPO
+    weights: Mapping[str, float]  #: of the group of each task or objective, by its name, or of each group by its number
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -112,7 +112,7 @@ def draw_timeline(
             axes.axvline(event.timestep, color="black", linewidth=1, linestyle="-" if event.kind == "split" else ":")
     axes.set(
         xlabel="environment steps",
-        ylabel="task" if cell_names else "cell",
+        ylabel="" if cell_names else "cell",
         title="group of each cell (solid line: split, dotted: merge)",
     )
     shown = _labelled_rows(n_cells, MAX_LABELLED_ROWS)

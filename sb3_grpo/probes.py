@@ -48,9 +48,9 @@ MAX_SQUARES = 1e30
 PARTS = (slice(None), slice(0, None, 2), slice(1, None, 2))
 
 
-class Probes(nn.Module):
+class ProbeSums(nn.Module):
     """
-    Hold the sufficient statistics of one probe per cell, and measure KL divergences between cells and groups from them.
+    Hold the sufficient statistics of one probe per cell.
 
     The probe of a cell maximises ``E[rho A] - kl_coef * KL(probe || head)`` over the steps of the cell, where the head is
     that of the cell's group. The joint probe of a group does the same over the steps of all its cells.
@@ -59,11 +59,6 @@ class Probes(nn.Module):
     the policy gradient ``g`` and the Fisher matrix ``F`` of the head, and ``KL = <X, F X> / 2``, in nats. ``F`` is used in
     its Kronecker-factored form (https://arxiv.org/abs/1503.05671), ``F = G x S``: the second moments ``G`` of the gradient
     of the log-likelihood and ``S`` of the latent vector.
-
-    Far from the head the second-order form holds no longer. Where the probes of a group's cells would on average be more than
-    ``MAX_PROBE_KL`` from the head, all probes of the group get the larger coefficient that keeps them there. The KL within
-    the group is then ``MAX_PROBE_KL`` times the share of what the cells ask for that their joint probe does not give them:
-    strong common wishes do not look like a contradiction.
 
     The square of a noisy gradient is biased upwards: with few data every cell would seem to contradict every other. The
     data of a cell are therefore kept in ``N_FOLDS`` folds, and only products of different folds enter a square. Their
@@ -79,39 +74,30 @@ class Probes(nn.Module):
     :param latent_dim: size of the output of the policy's trunk
     :param n_outputs: number of outputs of one action head
     :param n_cells: number of cells
-    :param family: action distributions
-    :param masked: whether some of the actions may not be allowed
+    :param shared_steps: whether every step belongs to all cells, so that they have the same counts and moments
     """
 
     gradient: th.Tensor  # sums of advantage * grad_log_prob x latent, by cell and fold, shape (C, N_FOLDS, n, d)
     scale: th.Tensor  # standard deviation of the advantages by which those of each cell are divided, shape (C,)
-    counts: th.Tensor  # number of steps, decayed, shape (C, N_FOLDS)
+    counts: th.Tensor  # number of steps, decayed, shape (C, N_FOLDS); with `shared_steps` C is 1 here and below
     grad_moment: th.Tensor  # sums of grad_log_prob x grad_log_prob, lower triangle, shape (C, n * (n + 1) / 2)
     latent_moment: th.Tensor  # sums of latent x latent, lower triangle, shape (C, d * (d + 1) / 2)
     projection: th.Tensor | None  # of latent vectors, shape (latent_dim, d - 1); None: not projected
     grad_projection: th.Tensor | None  # of gradients, shape (n_outputs, n); None: not projected
-    latent: th.Tensor  # the most recent latent vectors, shape (n_kept, latent_dim)
-    cells: th.Tensor  # cell of each of them, shape (n_kept,); -1: empty
-    masks: th.Tensor | None  # whether each action was allowed there, shape (n_kept, n_outputs); None: all were
 
-    def __init__(self, latent_dim: int, n_outputs: int, n_cells: int, family: ActionDistribution, masked: bool = False):
+    def __init__(self, latent_dim: int, n_outputs: int, n_cells: int, shared_steps: bool = False):
         super().__init__()
-        self.family = family
-        self.n_outputs = n_outputs
         dim = min(latent_dim, MAX_DIM, max(MIN_DIM, math.isqrt(MAX_MOMENT // n_cells)))
         grad_dim = min(n_outputs, MAX_DIM, max(MIN_DIM, MAX_GRADIENT // (N_FOLDS * n_cells * (dim + 1))))
-        n_kept = max(N_KEPT, N_KEPT_PER_CELL * n_cells)
+        n_sets = 1 if shared_steps else n_cells
         buffers = {
             "projection": random_projection(latent_dim, dim, seed=0, unit=latent_dim),
             "grad_projection": random_projection(n_outputs, grad_dim, seed=1, unit=grad_dim),
             "scale": th.zeros(n_cells),
             "gradient": th.zeros(n_cells, N_FOLDS, grad_dim, dim + 1),
-            "counts": th.zeros(n_cells, N_FOLDS),
-            "grad_moment": th.zeros(n_cells, grad_dim * (grad_dim + 1) // 2),
-            "latent_moment": th.zeros(n_cells, (dim + 1) * (dim + 2) // 2),
-            "latent": th.zeros(n_kept, latent_dim),
-            "cells": th.full((n_kept,), -1),
-            "masks": th.zeros(n_kept, n_outputs, dtype=th.bool) if masked else None,
+            "counts": th.zeros(n_sets, N_FOLDS),
+            "grad_moment": th.zeros(n_sets, grad_dim * (grad_dim + 1) // 2),
+            "latent_moment": th.zeros(n_sets, (dim + 1) * (dim + 2) // 2),
         }
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -119,6 +105,83 @@ class Probes(nn.Module):
     def saved_buffers(self) -> list[str]:
         """Return the names of the buffers that must be saved for training to continue unchanged."""
         return [name for name, _ in self.named_buffers()]
+
+    def _prepare(
+        self, latent: th.Tensor, grad_log_prob: th.Tensor, advantages: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor] | None:
+        """
+        Project latent vectors and gradients, and decay the sums.
+
+        A rollout with values that are NaN, infinite or so large that their squares overflow is skipped as a whole, so that
+        all buffers stay finite.
+
+        :return: latent vectors with a constant 1 and gradients, shapes ``(B, d)`` and ``(B, n)``; ``None``: to be skipped
+        """
+        points = F.pad(latent if self.projection is None else latent @ self.projection, (0, 1), value=1.0)
+        grads = grad_log_prob if self.grad_projection is None else grad_log_prob @ self.grad_projection
+        # unprojected latent vectors too, because heads are measured on them
+        squares = sum(values.square().sum() for values in (latent, points, grads, advantages))
+        if not squares <= MAX_SQUARES:
+            return None
+        for sums in (self.gradient, self.counts, self.grad_moment, self.latent_moment):
+            sums.mul_(0.5 ** (len(latent) / HALF_LIFE))
+        return points, grads
+
+    def _update_scale(self, std: th.Tensor, n_steps: int) -> th.Tensor:
+        """
+        Return the largest standard deviation of each cell's advantages so far, shape ``(C,)``.
+
+        With the standard deviation of the present rollout the small advantages of a converged policy would count as much
+        as large ones, and small preferences would look like contradictions.
+
+        :param std: that of the present rollout, shape ``(C,)`` or without dimensions
+        :param n_steps: steps of the rollout
+        """
+        return self.scale.mul_(0.5 ** (n_steps / SCALE_HALF_LIFE)).clamp_(min=std)
+
+    def sums(self, cells: th.Tensor) -> Sums:
+        """
+        Return the sums of some cells.
+
+        :param cells: shape ``(P,)``
+        :return: on the CPU, which is faster than a GPU at many small matrices
+        """
+        gradient, *others = (
+            sums.expand(len(self.gradient), *sums.shape[1:])[cells].cpu()
+            for sums in (self.gradient, self.counts, self.grad_moment, self.latent_moment)
+        )
+        counts, *moments = others
+        return Sums(gradient, counts, *map(unpack_symmetric, moments))
+
+
+class Probes(ProbeSums):
+    """
+    Measure KL divergences between cells and groups from the sums, and from recent latent vectors.
+
+    Far from the head the second-order form holds no longer. Where the probes of a group's cells would on average be more than
+    ``MAX_PROBE_KL`` from the head, all probes of the group get the larger coefficient that keeps them there. The KL within
+    the group is then ``MAX_PROBE_KL`` times the share of what the cells ask for that their joint probe does not give them:
+    strong common wishes do not look like a contradiction.
+
+    :param latent_dim: size of the output of the policy's trunk
+    :param n_outputs: number of outputs of one action head
+    :param n_cells: number of cells
+    :param family: action distributions
+    :param masked: whether some of the actions may not be allowed
+    """
+
+    latent: th.Tensor  # the most recent latent vectors, shape (n_kept, latent_dim)
+    cells: th.Tensor  # cell of each of them, shape (n_kept,); -1: empty
+    masks: th.Tensor | None  # whether each action was allowed there, shape (n_kept, n_outputs); None: all were
+
+    def __init__(self, latent_dim: int, n_outputs: int, n_cells: int, family: ActionDistribution, masked: bool = False):
+        super().__init__(latent_dim, n_outputs, n_cells)
+        self.family, self.n_outputs = family, n_outputs
+        n_kept = max(N_KEPT, N_KEPT_PER_CELL * n_cells)
+        masks = th.zeros(n_kept, n_outputs, dtype=th.bool) if masked else None
+        buffers = {"latent": th.zeros(n_kept, latent_dim), "cells": th.full((n_kept,), -1), "masks": masks}
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
 
     @th.no_grad()
     def learn(
@@ -134,8 +197,7 @@ class Probes(nn.Module):
         """
         Add the steps of one rollout to the sums, after decaying them.
 
-        A rollout with values that are NaN, infinite or so large that their squares overflow is skipped as a whole, so that
-        all buffers stay finite.
+        A rollout with values that are not finite, or whose squares overflow, is skipped as a whole.
 
         :param latent: output of the trunk at ``B`` steps, shape ``(B, latent_dim)``
         :param grad_log_prob: gradient of the log-likelihood of the action with respect to the outputs of the head, shape
@@ -147,18 +209,14 @@ class Probes(nn.Module):
             rollout, for cells whose rewards differ in scale
         :param masks: 1 where an action was allowed, shape ``(B, n_outputs)``; ``None``: all were
         """
-        points = F.pad(latent if self.projection is None else latent @ self.projection, (0, 1), value=1.0)
-        grads = grad_log_prob if self.grad_projection is None else grad_log_prob @ self.grad_projection
-        # unprojected latent vectors too, because heads are measured on them
-        squares = sum(values.square().sum() for values in (latent, points, grads, advantages))
-        if not squares <= MAX_SQUARES:
+        prepared = self._prepare(latent, grad_log_prob, advantages)
+        if prepared is None:
             return
-        decay = 0.5 ** (len(cells) / HALF_LIFE)
-        for sums in (self.gradient, self.counts, self.grad_moment, self.latent_moment):
-            sums.mul_(decay)
+        points, grads = prepared
         n_cells, n_parts = len(self.scale), self.counts.numel()
         parts = cells * N_FOLDS + folds
-        advantages = self._normalize_and_clip(advantages, cells, scale_by_cell)
+        std = std_by(advantages, cells, n_cells) if scale_by_cell else advantages.std(correction=0)
+        advantages = clip_advantages(advantages, self._update_scale(std, len(cells))[cells])
         counts, total = sum_by(th.stack([th.ones_like(advantages), advantages], dim=1), parts, n_parts).T
         # the mean advantage carries no preference between actions. It is subtracted within each fold of a cell: a mean
         # over folds would make them dependent
@@ -177,30 +235,6 @@ class Probes(nn.Module):
         self.cells.copy_(th.cat([self.cells, cells[::stride]])[-n_kept:])
         if self.masks is not None and masks is not None:
             self.masks.copy_(th.cat([self.masks, masks[::stride] == 1])[-n_kept:])
-
-    def _normalize_and_clip(self, advantages: th.Tensor, cells: th.Tensor, by_cell: bool) -> th.Tensor:
-        """
-        Return the advantages in units of the largest standard deviation so far, clipped; update that scale.
-
-        With the standard deviation of the present rollout the small advantages of a converged policy would count as much
-        as large ones, and small preferences would look like contradictions.
-        """
-        self.scale.mul_(0.5 ** (len(cells) / SCALE_HALF_LIFE))
-        std = std_by(advantages, cells, len(self.scale)) if by_cell else advantages.std(correction=0)
-        self.scale.clamp_(min=std)
-        return (advantages / (self.scale[cells] + 1e-8)).clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
-
-    def sums(self, cells: th.Tensor) -> Sums:
-        """
-        Return the sums of some cells.
-
-        :param cells: shape ``(P,)``
-        :return: on the CPU, which is faster than a GPU at many small matrices
-        """
-        gradient, counts, *moments = (
-            sums[cells].cpu() for sums in (self.gradient, self.counts, self.grad_moment, self.latent_moment)
-        )
-        return Sums(gradient, counts, *map(unpack_symmetric, moments))
 
     @th.no_grad()
     def measure(
@@ -271,3 +305,54 @@ class Probes(nn.Module):
         groups = groups.to(self.cells.device)
         masks = None if self.masks is None else self.masks[kept]
         return heads_kl(self.latent[kept], member[kept], groups, head_outputs, self.family, self.n_outputs, masks)
+
+
+class ObjectiveProbes(ProbeSums):
+    """
+    Hold the sufficient statistics of one probe per objective, which are its cells: every step belongs to all of them.
+
+    :param latent_dim: size of the output of the policy's trunk
+    :param n_outputs: number of outputs of the action head
+    :param n_objectives: number of objectives
+    """
+
+    def __init__(self, latent_dim: int, n_outputs: int, n_objectives: int):
+        super().__init__(latent_dim, n_outputs, n_objectives, shared_steps=True)
+
+    @th.no_grad()
+    def learn(self, latent: th.Tensor, grad_log_prob: th.Tensor, advantages: th.Tensor, folds: th.Tensor) -> None:
+        """
+        Add the steps of one rollout to the sums, after decaying them.
+
+        A rollout with values that are not finite, or whose squares overflow, is skipped as a whole.
+
+        :param latent: output of the trunk at ``B`` steps, shape ``(B, latent_dim)``
+        :param grad_log_prob: gradient of the log-likelihood of the action with respect to the outputs of the head, shape
+            ``(B, n_outputs)``
+        :param advantages: of each objective, shape ``(K, B)``; each is divided by its own standard deviation
+        :param folds: fold of each step, shape ``(B,)``, integers in ``[0, N_FOLDS)``
+        """
+        prepared = self._prepare(latent, grad_log_prob, advantages)
+        if prepared is None:
+            return
+        points, grads = prepared
+        scale = self._update_scale(advantages.std(dim=1, correction=0), len(folds))
+        by_step = clip_advantages(advantages, scale.unsqueeze(1)).T
+        counts = folds.bincount(minlength=N_FOLDS).to(by_step)
+        # within each fold, as in `Probes`
+        centred = by_step - (sum_by(by_step, folds, N_FOLDS) / counts.clamp(min=1).unsqueeze(1))[folds]
+        products = sum_products_by((centred.unsqueeze(2) * grads.unsqueeze(1)).flatten(1), points, folds, N_FOLDS)
+        self.gradient += products.unflatten(1, (len(scale), -1)).transpose(0, 1)
+        self.counts += counts
+        self.grad_moment += pack_symmetric(grads.T @ grads)
+        self.latent_moment += pack_symmetric(points.T @ points)
+
+
+def clip_advantages(advantages: th.Tensor, scale: th.Tensor) -> th.Tensor:
+    """
+    Divide advantages by their scale and clip them to ``MAX_ADVANTAGE``.
+
+    :param advantages: any shape
+    :param scale: at least 0, of a shape that fits
+    """
+    return (advantages / (scale + 1e-8)).clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)

@@ -1,6 +1,7 @@
 """Regrouping: observe what cells ask for, measure how groups differ, merge and split them."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution, TanhBijector
 from torch import nn
 
+from sb3_grpo.agreement import compare_objectives
 from sb3_grpo.buffers import Rollout
 from sb3_grpo.distributions import make_action_distribution, mask_outputs
+from sb3_grpo.grouping import CellGroups
 from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.policies import GroupActorCriticPolicy
-from sb3_grpo.probes import Probes
+from sb3_grpo.probes import ObjectiveProbes, Probes, ProbeSums
 from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split, plan_regrouping
 
 # Numbers in the outputs of all heads that are computed at once
@@ -102,22 +105,24 @@ class LatentRecorder(BaseCallback):
         return th.stack(self._latents, dim=1).flatten(0, 1) if len(self._latents) == n_steps else None
 
 
-class Regrouper(nn.Module):
-    """
-    Keeper of the probes, from which it decides which groups are merged and split.
+class Regrouper(nn.Module, ABC):
+    """Observer of what cells ask for, which decides from it which groups are merged and split."""
 
-    :param policy: the policy whose groups it changes
-    """
+    probes: ProbeSums  # what cells ask for
 
-    def __init__(self, policy: GroupActorCriticPolicy):
+    def __init__(self) -> None:
         super().__init__()
-        n_cells = policy.grouping.router.n_cells
-        # gSDE's marginal distribution is Gaussian
-        masked = policy.action_masks is not None
-        actions = make_action_distribution(policy.action_space, use_sde=False, masked=masked)
         self.recorder = LatentRecorder()
-        self.probes = Probes(policy.mlp_extractor.latent_dim_pi, policy.n_action_outputs, n_cells, actions, masked)
 
+    @abstractmethod
+    def groups(self, policy: GroupActorCriticPolicy) -> CellGroups:
+        """
+        Return the groups that are merged and split.
+
+        :param policy: the policy
+        """
+
+    @abstractmethod
     def observe(
         self,
         policy: GroupActorCriticPolicy,
@@ -139,14 +144,29 @@ class Regrouper(nn.Module):
         :param folds: fold of each step, 0 or 1; in one rollout those of an episode are in the same one, shape ``(B,)``
         :param scale_by_cell: normalise the credit of each cell by itself
         """
-        if latent is None:
-            latent = rollout_latents(policy, rollout)
-        actions = rollout.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else rollout.actions
-        masks = policy.masks(rollout.observations)
-        gradient = grad_log_prob(policy, latent, policy.grouping.cell_to_head[cells], actions, masks)
-        with interrupts_delayed():
-            self.probes.learn(latent, gradient, credit, cells, folds, scale_by_cell, masks)
-            policy.grouping.age += 1
+
+    @property
+    @abstractmethod
+    def has_observed(self) -> bool:
+        """Whether there is anything to measure."""
+
+    @abstractmethod
+    def measure(self, policy: GroupActorCriticPolicy, rule: RegroupRule) -> Divergences:
+        """
+        Measure how groups and cells differ, by what has been observed.
+
+        :param policy: the policy
+        :param rule: thresholds and times
+        """
+
+    @abstractmethod
+    def apply_event(self, policy: GroupActorCriticPolicy, event: Merge | Split) -> None:
+        """
+        Merge or split groups.
+
+        :param policy: the policy; changed in place
+        :param event: what is to happen
+        """
 
     def due(self, rule: RegroupRule, n_rollouts: int) -> bool:
         """
@@ -155,24 +175,7 @@ class Regrouper(nn.Module):
         :param rule: thresholds and times
         :param n_rollouts: rollouts so far
         """
-        return rule.changes_groups and n_rollouts % rule.freq == 0 and bool((self.probes.cells >= 0).any())
-
-    def measure(self, policy: GroupActorCriticPolicy, rule: RegroupRule) -> Divergences:
-        """
-        Measure how groups and cells differ, by what the probes have learnt.
-
-        :param policy: the policy
-        :param rule: thresholds and times
-        """
-
-        def outputs(latent: th.Tensor, groups: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
-            return head_outputs(policy, latent, [policy.grouping.heads.index(group) for group in groups.tolist()])
-
-        mergeable = policy.grouping.age >= rule.warmup
-        with th.no_grad():
-            return self.probes.measure(
-                policy.grouping.cell_to_group, rule.probe_kl_coef, outputs, mergeable, rule.merge_kl, rule.split_kl
-            )
+        return rule.changes_groups and n_rollouts % rule.freq == 0 and self.has_observed
 
     def plan(self, policy: GroupActorCriticPolicy, rule: RegroupRule, divergences: Divergences) -> list[Merge | Split]:
         """
@@ -183,8 +186,8 @@ class Regrouper(nn.Module):
         :param divergences: how groups and cells differ
         :return: the events, splits first; no group takes part in two of them
         """
-        mergeable = policy.grouping.age >= rule.warmup
-        return plan_regrouping(divergences, policy.grouping.cell_to_group, mergeable, rule.merge_kl, rule.split_kl)
+        groups = self.groups(policy)
+        return plan_regrouping(divergences, groups.cell_to_group, groups.age >= rule.warmup, rule.merge_kl, rule.split_kl)
 
     def regroup(
         self, policy: GroupActorCriticPolicy, rule: RegroupRule, record: Callable[[Merge | Split], None]
@@ -199,16 +202,147 @@ class Regrouper(nn.Module):
         """
         divergences = self.measure(policy, rule)
         # an event changes what is alike: measure again
-        for _ in range(policy.grouping.max_groups):
+        for _ in range(self.groups(policy).max_groups):
             events = self.plan(policy, rule, divergences)
             if not events:
                 break
             for event in events:
                 with interrupts_delayed():
-                    policy.regroup(event)
+                    self.apply_event(policy, event)
                     record(event)
             divergences = self.measure(policy, rule)
         return divergences
+
+
+class DecisionRegrouper(Regrouper):
+    """
+    Regrouper of groups of decisions: merges and splits heads.
+
+    :param policy: the policy whose groups it changes
+    """
+
+    probes: Probes
+
+    def __init__(self, policy: GroupActorCriticPolicy):
+        super().__init__()
+        n_cells = policy.grouping.router.n_cells
+        # gSDE's marginal distribution is Gaussian
+        masked = policy.action_masks is not None
+        actions = make_action_distribution(policy.action_space, use_sde=False, masked=masked)
+        self.probes = Probes(policy.mlp_extractor.latent_dim_pi, policy.n_action_outputs, n_cells, actions, masked)
+
+    def groups(self, policy: GroupActorCriticPolicy) -> CellGroups:
+        """Return the groups of decisions, see :class:`Regrouper`."""
+        return policy.grouping
+
+    def observe(
+        self,
+        policy: GroupActorCriticPolicy,
+        rollout: Rollout,
+        latent: th.Tensor | None,
+        credit: th.Tensor,
+        cells: th.Tensor,
+        folds: th.Tensor,
+        scale_by_cell: bool,
+    ) -> None:
+        """Have the probes learn from a rollout, see :class:`Regrouper`."""
+        if latent is None:
+            latent = rollout_latents(policy, rollout)
+        masks = policy.masks(rollout.observations)
+        gradient = grad_of_actions(policy, rollout, latent, policy.grouping.cell_to_head[cells], masks)
+        with interrupts_delayed():
+            self.probes.learn(latent, gradient, credit, cells, folds, scale_by_cell, masks)
+            policy.grouping.age += 1
+
+    @property
+    def has_observed(self) -> bool:
+        """Whether there is anything to measure, see :class:`Regrouper`."""
+        return bool((self.probes.cells >= 0).any())
+
+    def measure(self, policy: GroupActorCriticPolicy, rule: RegroupRule) -> Divergences:
+        """Measure how groups and cells differ, see :class:`Regrouper`."""
+
+        def outputs(latent: th.Tensor, groups: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
+            return head_outputs(policy, latent, [policy.grouping.heads.index(group) for group in groups.tolist()])
+
+        mergeable = policy.grouping.age >= rule.warmup
+        with th.no_grad():
+            return self.probes.measure(
+                policy.grouping.cell_to_group, rule.probe_kl_coef, outputs, mergeable, rule.merge_kl, rule.split_kl
+            )
+
+    def apply_event(self, policy: GroupActorCriticPolicy, event: Merge | Split) -> None:
+        """Merge or split groups and their heads, see :class:`Regrouper`."""
+        policy.regroup(event)
+
+
+class ObjectiveRegrouper(Regrouper):
+    """
+    Regrouper of groups of objectives, see :mod:`sb3_grpo.agreement`.
+
+    A merge changes no parameter. An objective keeps its value head, without which nobody could see that it no longer agrees.
+
+    :param policy: the policy that has a value head for each objective
+    :param groups: which objectives belong together
+    """
+
+    probes: ObjectiveProbes
+
+    def __init__(self, policy: GroupActorCriticPolicy, groups: CellGroups):
+        super().__init__()
+        self.objectives, n_objectives = groups, len(groups.cell_to_group)
+        latent_dim, n_outputs = policy.mlp_extractor.latent_dim_pi, policy.n_action_outputs
+        self.probes = ObjectiveProbes(latent_dim, n_outputs, n_objectives)
+
+    def groups(self, policy: GroupActorCriticPolicy) -> CellGroups:
+        """Return the groups of objectives, see :class:`Regrouper`."""
+        return self.objectives
+
+    def observe(
+        self,
+        policy: GroupActorCriticPolicy,
+        rollout: Rollout,
+        latent: th.Tensor | None,
+        credit: th.Tensor,
+        cells: th.Tensor,
+        folds: th.Tensor,
+        scale_by_cell: bool,
+    ) -> None:
+        """
+        Have the probes learn from a rollout, see :class:`Regrouper`.
+
+        :param policy: the policy that collected the rollout
+        :param rollout: ``B`` steps
+        :param latent: as in :class:`Regrouper`
+        :param credit: how much better than expected each action was for each objective, one objective after the other, shape
+            ``(K * B,)``
+        :param cells: the objective, shape ``(K * B,)``
+        :param folds: fold of each step, shape ``(B,)``
+        :param scale_by_cell: as in :class:`Regrouper`; objectives are compared at equal strength in any case
+        """
+        if latent is None:
+            latent = rollout_latents(policy, rollout)
+        gradient = grad_of_actions(policy, rollout, latent, th.zeros_like(folds), policy.masks(rollout.observations))
+        with interrupts_delayed():
+            self.probes.learn(latent, gradient, credit.view(-1, len(folds)), folds)
+            self.objectives.age += 1
+
+    @property
+    def has_observed(self) -> bool:
+        """Whether there is anything to measure, see :class:`Regrouper`."""
+        return bool((self.probes.counts > 0).any())
+
+    def measure(self, policy: GroupActorCriticPolicy, rule: RegroupRule) -> Divergences:
+        """Measure how groups of objectives differ, see :class:`Regrouper`."""
+        cell_to_group = self.objectives.cell_to_group.cpu()
+        with th.no_grad():
+            return compare_objectives(
+                self.probes.sums(th.arange(len(cell_to_group))), cell_to_group, self.objectives.max_groups
+            )
+
+    def apply_event(self, policy: GroupActorCriticPolicy, event: Merge | Split) -> None:
+        """Merge or split groups of objectives, see :class:`Regrouper`."""
+        self.objectives.apply_event(event)
 
 
 def as_regroup_event(event: Merge | Split, timestep: int, cell_to_group: list[int]) -> RegroupEvent:
@@ -238,6 +372,23 @@ def rollout_latents(policy: GroupActorCriticPolicy, rollout: Rollout) -> th.Tens
         latent = policy.grouping.router.map_parts(policy.latent_pi, rollout.observations)
     policy.set_training_mode(True)
     return latent
+
+
+def grad_of_actions(
+    policy: GroupActorCriticPolicy, rollout: Rollout, latent: th.Tensor, heads: th.Tensor, masks: th.Tensor | None
+) -> th.Tensor:
+    """
+    Compute :func:`grad_log_prob` of the actions of a rollout.
+
+    :param policy: the policy that collected it
+    :param rollout: ``B`` steps
+    :param latent: output of the actor's trunk at each step, shape ``(B, latent_dim)``
+    :param heads: index of the head of each step, shape ``(B,)``
+    :param masks: which actions were allowed, shape ``(B, n)``; ``None``: all
+    :return: shape ``(B, n)``
+    """
+    actions = rollout.actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else rollout.actions
+    return grad_log_prob(policy, latent, heads, actions, masks)
 
 
 def head_outputs(policy: GroupActorCriticPolicy, latent_pi: th.Tensor, heads: list[int]) -> tuple[th.Tensor, th.Tensor | None]:

@@ -65,12 +65,12 @@ class Score(ABC):
         self.targets = targets
 
     @abstractmethod
-    def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
+    def of_steps(self, outcome: Outcome, cell_to_unit: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
         """
         Compute the score of each step, whose mean over a group is ``R_i``.
 
         :param outcome: of the rollout
-        :param cell_to_group: group of each cell, shape ``(C,)``
+        :param cell_to_unit: number of the unit of each cell, shape ``(C,)``: the same number, the same unit of rewards
         :param history: with this rollout
         :return: scores, shape ``(B,)``, and what turns rewards of each step into the unit of the scores, shape ``(B,)``, at
             least 0; 0 where nothing is known yet that a unit could be made of
@@ -83,6 +83,7 @@ class Score(ABC):
         history: ScoreHistory,
         divisor: np.ndarray | None = None,
         scale_kind: str = "std",
+        cell_to_unit: np.ndarray | None = None,
     ) -> GroupScores:
         """
         Compare the groups of a rollout by the mean score of their steps.
@@ -90,17 +91,17 @@ class Score(ABC):
         :param outcome: of the rollout
         :param cell_to_group: group of each cell, shape ``(C,)``, integers from 0
         :param history: with this rollout
-        :param divisor: what the advantages of each group were divided by, indexed by group; ``None``: those of all groups are
-            normalised together, or not at all
+        :param divisor: what the advantage of each step was divided by, shape ``(B,)``; ``None``: all of them are normalised
+            together, or not at all
         :param scale_kind: ``"std"`` or ``"range"``, see :func:`~sb3_grpo.losses.score_fluctuation`
+        :param cell_to_unit: number of the unit of each cell, shape ``(C,)``; ``None``: the cells of a group have one unit
         :return: the comparison of those groups that have steps
         """
         groups = cell_to_group[outcome.cells]
-        step_scores, units = self.of_steps(outcome, cell_to_group, history)
+        step_scores, units = self.of_steps(outcome, cell_to_group if cell_to_unit is None else cell_to_unit, history)
         present, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
-        group_units = group_means(units, member, counts)
-        pooled = float((outcome.advantages * units).std())
-        advantage_scale = pooled * (group_units > 0) if divisor is None else divisor[present] * group_units
+        pooled = (outcome.advantages * units).std() * (units > 0)
+        advantage_scale = group_means(pooled if divisor is None else divisor * units, member, counts)
         return compare_steps(present, member, counts, step_scores, advantage_scale, scale_kind)
 
 
@@ -135,38 +136,38 @@ def compare_steps(
     )
 
 
-def reward_units(outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> np.ndarray:
+def reward_units(outcome: Outcome, cell_to_unit: np.ndarray, history: ScoreHistory) -> np.ndarray:
     """
-    Compute 1 / scale of the rewards of each step's group, see :class:`~sb3_grpo.reward_scale.RewardScale`.
+    Compute 1 / scale of the rewards of each step's unit, see :class:`~sb3_grpo.reward_scale.RewardScale`.
 
-    :return: shape ``(B,)``; 0 for the steps of a group that has had no reward yet
+    :return: shape ``(B,)``; 0 for the steps of a unit in which there has been no reward yet
     """
-    inverse = history.reward_scale.inverse_of_groups(cell_to_group, int(cell_to_group.max()) + 1)
-    return inverse[cell_to_group[outcome.cells]]
+    inverse = history.reward_scale.inverse_of_groups(cell_to_unit, int(cell_to_unit.max()) + 1)
+    return inverse[cell_to_unit[outcome.cells]]
 
 
 class ReturnScore(Score):
     """Returns-to-go in units of the group's rewards."""
 
-    def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
+    def of_steps(self, outcome: Outcome, cell_to_unit: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
         """Compute the score of each step, see :class:`Score`."""
-        units = reward_units(outcome, cell_to_group, history)
+        units = reward_units(outcome, cell_to_unit, history)
         return outcome.returns * units, units
 
 
 class RewardScore(Score):
     """Rewards in units of the group's rewards."""
 
-    def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
+    def of_steps(self, outcome: Outcome, cell_to_unit: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
         """Compute the score of each step, see :class:`Score`."""
-        units = reward_units(outcome, cell_to_group, history)
+        units = reward_units(outcome, cell_to_unit, history)
         return outcome.rewards * units, units
 
 
 class RawReturnScore(Score):
     """Returns-to-go as they are: for groups whose rewards have one unit."""
 
-    def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
+    def of_steps(self, outcome: Outcome, cell_to_unit: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
         """Compute the score of each step, see :class:`Score`."""
         return outcome.returns, np.ones(len(outcome.returns))
 
@@ -182,12 +183,12 @@ class GapScore(Score):
 
     uses_targets = True
 
-    def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
+    def of_steps(self, outcome: Outcome, cell_to_unit: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
         """Compute the score of each step, see :class:`Score`."""
         spans = history.episodes.spans(self.targets)
         units = np.divide(1, spans, out=np.zeros_like(spans), where=spans > 0)[outcome.cells]
         # a group that has had no reward yet has nothing to learn from, however far its target is
-        units[reward_units(outcome, cell_to_group, history) == 0] = 0
+        units[reward_units(outcome, cell_to_unit, history) == 0] = 0
         _, member, counts = np.unique(outcome.cells, return_inverse=True, return_counts=True)
         values = outcome.returns * units
         fluctuation = values - group_means(values, member, counts)[member]

@@ -18,7 +18,7 @@ from tiny_envs import MaskedEnv
 from sb3_grpo import GRPO, ActionMaskWrapper, GroupEvalCallback, MultiInputPolicy, evaluate_groups
 from sb3_grpo.action_masks import ActionMasks, make_action_masks, sample_allowed
 from sb3_grpo.distributions import LEAST_LOG_PROB, make_action_distribution, mask_outputs
-from sb3_grpo.regrouping import grad_log_prob, head_outputs
+from sb3_grpo.regrouping import DecisionRegrouper, grad_log_prob, head_outputs
 from sb3_grpo.vec_env import make_group_vec_env
 
 ACTION_SPACES: dict[str, Any] = {"discrete": spaces.Discrete(4), "multi_discrete": spaces.MultiDiscrete([2, 4, 3])}
@@ -123,7 +123,7 @@ class TestTraining:
         model = make_model(make_env(), n_steps=512, **{**BY_TASK, **options})
         model.learn(1024 * 6)
         assert [event.kind for event in model.regroup_history] == ["split"]
-        assert model.regrouper is not None
+        assert isinstance(model.regrouper, DecisionRegrouper)
         probes = model.regrouper.probes
         assert probes.masks is not None
         assert probes.masks.dtype == th.bool
@@ -409,8 +409,8 @@ class TestFiles:
         whole.save(tmp_path / "model")
         loaded = GRPO.load(tmp_path / "model", env=make_env())
         assert loaded.policy.action_masks is not None
-        assert loaded.regrouper is not None
-        assert whole.regrouper is not None
+        assert isinstance(loaded.regrouper, DecisionRegrouper)
+        assert isinstance(whole.regrouper, DecisionRegrouper)
         assert loaded.regrouper.probes.masks is not None
         assert whole.regrouper.probes.masks is not None
         assert loaded.regrouper.probes.masks.any()

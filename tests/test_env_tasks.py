@@ -189,7 +189,7 @@ class TestNamesTakeThePlaceOfNumbers:
         model = make_model().learn(96)
         timeline, heat_map, *_ = plot_regrouping(model).axes
         assert [label.get_text() for label in timeline.get_yticklabels()] == list(TASKS)
-        assert timeline.get_ylabel() == "task"
+        assert timeline.get_ylabel() == ""
         assert [label.get_text() for label in heat_map.get_xticklabels()] == list(TASKS)
 
 

@@ -43,7 +43,7 @@ class ShareOfGains(Score):
 
     uses_targets = True
 
-    def of_steps(self, outcome: Outcome, cell_to_group: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
+    def of_steps(self, outcome: Outcome, cell_to_unit: np.ndarray, history: ScoreHistory) -> tuple[np.ndarray, np.ndarray]:
         assert self.targets is not None
         return (outcome.rewards > 0) - self.targets[outcome.cells, 1], np.ones(len(outcome.cells))
 

@@ -159,7 +159,7 @@ class TestScoresByHand:
     )
     def test_advantages_are_in_the_same_unit(self, name, units):
         divisor = array(10, 20, 30)
-        found = score(name).compare(self.outcome, self.each, self.history, divisor)
+        found = score(name).compare(self.outcome, self.each, self.history, divisor[self.outcome.cells])
         np.testing.assert_allclose(found.advantage_scale, divisor * units)
         # not divided by group: one deviation, of all of them in the unit
         found = score(name).compare(self.outcome, self.each, self.history)
@@ -167,7 +167,9 @@ class TestScoresByHand:
         np.testing.assert_allclose(found.advantage_scale, pooled * (np.array(units) > 0))
 
     def test_advantages_of_gaps_are_in_units_of_the_way(self):
-        found = score("gap", self.targets).compare(self.outcome, self.each, self.history, array(10, 20, 30))
+        found = score("gap", self.targets).compare(
+            self.outcome, self.each, self.history, array(10, 20, 30)[self.outcome.cells]
+        )
         np.testing.assert_allclose(found.advantage_scale, [10 / 4, 20 / 10, 0])
 
     def test_cells_of_a_group_have_one_unit(self):
@@ -248,7 +250,8 @@ def weights_after_each(
         history.update(outcome)
         divisor = None
         if by_group:
-            divisor = normalize_by_group(outcome.advantages, cell_to_group[outcome.cells], np.zeros(N_GROUPS))[1]
+            groups = cell_to_group[outcome.cells]
+            divisor = normalize_by_group(outcome.advantages, groups, np.zeros(N_GROUPS))[1][groups]
         comparison = score(name, targets).compare(outcome, cell_to_group, history, divisor)
         found.append(RelativePenalty(lambda progress: coef)(comparison, 1.0).weights)
     return np.array(found)

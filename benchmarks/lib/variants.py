@@ -44,12 +44,10 @@ class TaskNormalisedBuffer(RolloutBuffer):
 class OwnDeviationGRPO(GRPO):
     """Divide the advantages of each group by their standard deviation, however small it is."""
 
-    def _normalize_advantages(self, experience: Experience, cell_to_group: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def _normalize_advantages(self, experience: Experience) -> tuple[np.ndarray, np.ndarray | None]:
         # a group with a reward in the rollout has no smallest divisor
         paid = np.ones_like(experience.outcome.paid)
-        return super()._normalize_advantages(
-            experience._replace(outcome=experience.outcome._replace(paid=paid)), cell_to_group
-        )
+        return super()._normalize_advantages(experience._replace(outcome=experience.outcome._replace(paid=paid)))
 
 
 class TrustRegionObjective(PPOObjective):

@@ -6,11 +6,16 @@ Train one agent for several objectives of MO-Gymnasium's environments, and look 
 - lambda 0: GRPO with a value head for each objective and normalised advantages, all of weight 1
 - GRPO: the same with the balance, which knows the ranges; "no ranges": which has to learn them
 - odds, Gini, mirror descent: the same with other rules
+- sub-policies: GRPO with an action head for each objective, which learns from it alone; their outputs are summed
+- merging: the same with objectives that merge and split, as by default; all others never do
 
 An objective is measured by its range, from 0 to 1. Those of the treasures follow from the map: from what an objective is
 when only the other one is looked after, to what it can be. The others are from PPO on one objective alone (seed 100,
 rounded): up to what that reaches, for costs from what it then is (cheetah) or is before the training (minecart). Evaluated
 are the policies as they are trained, with random actions, and at the end with the most likely ones too.
+
+"copies" are the treasures with two more objectives, which are the first one plus noise at each step: objectives that ask for
+the same and should merge, beside one that does not and should not.
 MO-Gymnasium asks for another pygame than Gymnasium does: ``pip install --no-deps "mo-gymnasium>=1.3,<2"``.
 ``python -m benchmarks.sweeps.objectives`` runs what has no result row yet, prints the tables and draws the pictures.
 """
@@ -32,10 +37,11 @@ from benchmarks.lib.balancers import register
 from benchmarks.lib.measures import describe
 from benchmarks.lib.plots import draw_band, save
 from benchmarks.lib.rows import Row, Run, by_method
+from benchmarks.lib.sub_policies import SubPolicies, SubPolicyGRPO
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
 from sb3_grpo import GRPO, GroupEvalCallback, LeanVecEnv, ObjectivesWrapper, evaluate_groups
 
-SEEDS = range(10)
+SEEDS, COPIES_SEEDS = range(10), range(20)
 N_ENVS, N_EVALUATIONS, EVAL_EPISODES = 8, 10, 10
 
 
@@ -46,14 +52,28 @@ class Problem(NamedTuple):
     ranges: Mapping[str, tuple[float, float]]
     total_timesteps: int
     kwargs: Mapping[str, Any]
+    copies: tuple[float, ...] = ()  # of the first objective: standard deviation of the noise in each step
+
+    def all_ranges(self) -> dict[str, tuple[float, float]]:
+        """Return the ranges of the objectives and of the copies."""
+        name, own = next(iter(self.ranges.items()))
+        return {**self.ranges, **{f"{name}, noise {noise:g}": own for noise in self.copies}}
 
 
+TREASURE = dict(n_steps=128, batch_size=256, n_epochs=4, learning_rate=1e-3, ent_coef=0.01)
 PROBLEMS: dict[str, Problem] = {
     "treasure": Problem(
         "deep-sea-treasure-v0",
         {"treasure": (0.7, 23.7), "time": (-19, -1)},
         60_000,
-        dict(n_steps=128, batch_size=256, n_epochs=4, learning_rate=1e-3, ent_coef=0.01),
+        TREASURE,
+    ),
+    "copies": Problem(
+        "deep-sea-treasure-v0",
+        {"treasure": (0.7, 23.7), "time": (-19, -1)},
+        60_000,
+        TREASURE,
+        copies=(1.0, 5.0),
     ),
     "minecart": Problem(
         "minecart-v0",
@@ -76,6 +96,8 @@ class Method(NamedTuple):
     weights: Sequence[float] | None = None
     kwargs: Mapping[str, Any] | None = None
     knows_ranges: bool = True
+    merges: bool = False
+    sub_policies: bool = False
 
 
 # of two objectives, and of three
@@ -93,7 +115,35 @@ METHODS: dict[str, Method] = {
     "GRPO, odds": Method(kwargs=dict(balancer="gap_odds", group_coef=5.0)),
     "Gini": Method(kwargs=dict(balancer="generalized_gini", group_coef=0.5)),
     "mirror descent": Method(kwargs=dict(balancer="mirror_descent", group_coef=0.2)),
+    "sub-policies": Method(kwargs={}, sub_policies=True),
+    "sub-policies, odds": Method(kwargs=dict(balancer="gap_odds", group_coef=5.0), sub_policies=True),
+    "GRPO, merging": Method(kwargs={}, merges=True),
+    "lambda 0, merging": Method(kwargs=dict(group_coef=0.0), merges=True),
 }
+# its rows are those of `benchmarks.sweeps.objectives_peer`
+PEER = "MORL-Baselines, NLMOPPO"
+# where merging is all that is compared
+COPIES_METHODS = ("lambda 0", "lambda 0, merging", "GRPO", "GRPO, merging")
+
+
+class NoisyCopies(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    Append copies of the first objective to the reward, each with noise of its own in every step.
+
+    :param env: an environment whose reward is a vector
+    :param noise: standard deviation of the noise of each copy
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], noise: Sequence[float]):
+        super().__init__(env)
+        self.noise = np.array(noise)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take a step, see :class:`gymnasium.Env`."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        first: Any = np.asarray(reward)[0]
+        noise = self.noise * self.np_random.standard_normal(len(self.noise))
+        return observation, np.concatenate([np.asarray(reward), first + noise]), terminated, truncated, info
 
 
 def make_env(problem: str, weights: Sequence[float] | None = None) -> Callable[[], gym.Env[Any, Any]]:
@@ -103,12 +153,14 @@ def make_env(problem: str, weights: Sequence[float] | None = None) -> Callable[[
     :param problem: a name of :data:`PROBLEMS`
     :param weights: of the objectives in the reward, each divided by its range; ``None``: the reward is their plain sum
     """
-    env_id, ranges, *_ = PROBLEMS[problem]
+    copies, ranges = PROBLEMS[problem].copies, PROBLEMS[problem].all_ranges()
 
     def make() -> gym.Env[Any, Any]:
         wrappers = importlib.import_module("mo_gymnasium.wrappers")  # registers the environments
         # Gymnasium's checks know rewards that are numbers
-        env = gym.make(env_id, disable_env_checker=True)
+        env = gym.make(PROBLEMS[problem].env_id, disable_env_checker=True)
+        if copies:
+            return Monitor(ObjectivesWrapper(NoisyCopies(env, copies), list(ranges)))
         spans = np.array([high - low for low, high in ranges.values()])
         factors = np.ones(len(spans)) if weights is None else np.array(weights) / spans
         return Monitor(ObjectivesWrapper(wrappers.LinearReward(env, factors), list(ranges), "vector_reward"))
@@ -125,13 +177,15 @@ def make_model(problem: str, method: str, seed: int) -> PPO:
     :param seed: seed of model and environments
     """
     register()
-    weights, kwargs, knows_ranges = METHODS[method]
+    weights, kwargs, knows_ranges, merges, sub_policies = METHODS[method]
     env = LeanVecEnv([make_env(problem, weights)] * N_ENVS)
     shared: dict[str, Any] = dict(PROBLEMS[problem].kwargs, seed=seed, device="cpu")
     if kwargs is None:
         return PPO("MlpPolicy", env, **shared)
-    targets = dict(PROBLEMS[problem].ranges) if knows_ranges and kwargs.get("group_coef") != 0 else None
-    return GRPO("MlpPolicy", env, group_by="objectives", group_targets=targets, **shared, **kwargs)
+    targets = PROBLEMS[problem].all_ranges() if knows_ranges and kwargs.get("group_coef") != 0 else None
+    merging: dict[str, Any] = {} if merges else dict(merge_kl=None, split_kl=None)
+    shared |= dict(group_by="objectives", group_targets=targets, **merging, **kwargs)
+    return SubPolicyGRPO(SubPolicies, env, **shared) if sub_policies else GRPO("MlpPolicy", env, **shared)
 
 
 def run(
@@ -152,7 +206,7 @@ def run(
     :param n_evaluations: number of evaluations
     :param eval_episodes: number of episodes of each
     :return: ``steps``, and for each evaluation ``returns``, the mean of each objective, and ``weights``, those of GRPO;
-        ``deterministic``: the mean of each objective at the end, with the most likely actions
+        ``deterministic``: the mean of each objective at the end, with the most likely actions; ``events``: merges and splits
     """
     model = make_model(problem, method, seed)
     total_timesteps = total_timesteps or PROBLEMS[problem].total_timesteps
@@ -169,6 +223,7 @@ def run(
         "returns": [[round(moment.returns[name], 3) for name in names] for moment in callback.moments],
         "deterministic": [round(most_likely[name].mean, 3) for name in names],
         "weights": [[round(moment.weights[name], 4) for name in names if moment.weights] for moment in callback.moments],
+        "events": [[event.timestep, event.kind, event.cell_to_group] for event in getattr(model, "regroup_history", [])],
     }
 
 
@@ -179,9 +234,21 @@ def make_runs(problem: str, seeds: Sequence[int]) -> list[Run]:
     :param problem: a name of :data:`PROBLEMS`
     :param seeds: seeds of the runs
     """
-    n_objectives = len(PROBLEMS[problem].ranges)
-    methods = [name for name, method in METHODS.items() if method.weights is None or len(method.weights) == n_objectives]
+    if PROBLEMS[problem].copies:
+        return [dict(problem=problem, method=method, seed=seed) for seed in seeds for method in COPIES_METHODS]
+    n_objectives, without = len(PROBLEMS[problem].ranges), ("lambda 0, merging",)
+    fits = {name: method.weights is None or len(method.weights) == n_objectives for name, method in METHODS.items()}
+    methods = [name for name in METHODS if fits[name] and name not in without]
     return [dict(problem=problem, method=method, seed=seed) for seed in seeds for method in methods]
+
+
+def seeds_of(problem: str) -> Sequence[int]:
+    """
+    Return the seeds of the tables.
+
+    :param problem: a name of :data:`PROBLEMS`
+    """
+    return COPIES_SEEDS if PROBLEMS[problem].copies else SEEDS
 
 
 def in_ranges(returns: Any, problem: str) -> np.ndarray:
@@ -209,7 +276,7 @@ def objectives_table(rows: list[Row], problem: str) -> Table:
     names = list(PROBLEMS[problem].ranges)
     columns = ("worst objective", "most likely actions", "mean", "hypervolume")
     table = Table("method", "seeds", *columns, *names, title=problem)
-    for method, own in by_method(rows, METHODS).items():
+    for method, own in by_method(rows, [*METHODS, PEER]).items():
         returns = np.array([row["result"]["returns"][-1] for row in own])
         ends = in_ranges(returns, problem)
         most_likely = in_ranges([row["result"]["deterministic"] for row in own], problem)
@@ -218,6 +285,31 @@ def objectives_table(rows: list[Row], problem: str) -> Table:
         digits = [max(0, 2 - int(np.log10(high - low))) for low, high in PROBLEMS[problem].ranges.values()]
         ends_of_each = [describe(returns[:, place], digits[place]) for place in range(len(names))]
         table.add_row(method, str(len(own)), *cells, *ends_of_each)
+    return table
+
+
+def merges_table(rows: list[Row], problem: str) -> Table:
+    """
+    Return how many runs merged the copies, and what else.
+
+    :param rows: rows of the problem
+    :param problem: a name of :data:`PROBLEMS`
+    """
+    columns = ("all copies merged at the end", "steps until then, median", "merged with another objective, ever", "splits")
+    table = Table("method", "seeds", *columns, title=f"{problem}: merges")
+    n_objectives = len(PROBLEMS[problem].ranges)
+    n_copies = len(PROBLEMS[problem].copies)
+    for method, own in by_method(rows, METHODS).items():
+        if not METHODS[method].merges:
+            continue
+        events = [row["result"]["events"] for row in own]
+        ends = [run_events[-1][2] if run_events else list(range(n_objectives + n_copies)) for run_events in events]
+        merged = [len({groups[0], *groups[n_objectives:]}) == 1 for groups in ends]
+        times = [run_events[-1][0] for run_events, is_merged in zip(events, merged, strict=True) if is_merged]
+        wrong = [any(groups[other] == groups[0] for *_, groups in es for other in range(1, n_objectives)) for es in events]
+        splits = sum(kind == "split" for run_events in events for _, kind, _ in run_events)
+        median = f"{np.median(times):,.0f}" if times else "-"
+        table.add_row(method, str(len(own)), str(sum(merged)), median, str(sum(wrong)), str(splits))
     return table
 
 
@@ -252,9 +344,11 @@ def main() -> None:
     """Run the problems that the command line names, print their tables and draw their pictures."""
     arguments = parse_parts(__doc__, PROBLEMS)
     for problem in arguments.parts:
-        runs = make_runs(problem, arguments.seeds or SEEDS)
+        runs = make_runs(problem, arguments.seeds or seeds_of(problem))
         rows = run_part(run, runs, f"objectives_{problem}", arguments, total_timesteps=2048, n_evaluations=1, eval_episodes=1)
         Console(width=180).print(objectives_table(rows, problem))
+        if PROBLEMS[problem].copies:
+            Console(width=180).print(merges_table(rows, problem))
         draw_objectives(rows, problem, result_folder(arguments) / f"objectives_{problem}.png")
 
 

@@ -64,12 +64,12 @@ class TestBalancingRules:
 @pytest.mark.parametrize(("algorithm", "full_size"), [(OwnDeviationGRPO, True), (GRPO, False)])
 def test_own_deviation_has_no_floor(task_cartpole: Any, algorithm: type[GRPO], full_size: bool) -> None:
     class Recorded(algorithm):  # type: ignore[misc, valid-type]  # a variable as base
-        def _normalize_advantages(self, experience: Any, *args: Any) -> Any:
+        def _normalize_advantages(self, experience: Any) -> Any:
             # as if there had been no reward in this rollout, and before it some a million times as large
             self.score_history.reward_scale.scale *= 1e6
             outcome = experience.outcome._replace(paid=0 * experience.outcome.paid)
-            found = super()._normalize_advantages(experience._replace(outcome=outcome), *args)
-            self.advantages, self.groups_of_steps = found[0], args[0][outcome.cells]
+            found = super()._normalize_advantages(experience._replace(outcome=outcome))
+            self.advantages, self.groups_of_steps = found[0], np.array(self.cell_to_group)[outcome.cells]
             return found
 
     kwargs = {**head_per_task(task_cartpole), "compile": False, "n_steps": 64, "seed": 0, "normalize_advantage": "group"}

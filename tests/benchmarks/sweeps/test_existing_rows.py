@@ -36,7 +36,9 @@ NOT_RUN = {
     "eight_tasks_fixed": 80,
     "gridworlds_linear": 190,
     "critic_free_classic": 75,
-    "objectives_cheetah": 120,
+    "objectives_cheetah": 150,
+    "objectives_treasure": 20,
+    "objectives_minecart": 20,
 }
 
 
@@ -50,7 +52,9 @@ RUNS: dict[str, list[Run]] = {
     "gridworlds_linear": gridworlds.make_runs("linear", gridworlds.SEEDS),
     "critic_free_classic": critic_free.make_runs("classic", critic_free.SEEDS),
     "delayed_rewards": delayed_rewards.make_runs(delayed_rewards.SEEDS),
-    **{f"objectives_{problem}": objectives.make_runs(problem, objectives.SEEDS) for problem in objectives.PROBLEMS},
+    **{
+        f"objectives_{problem}": objectives.make_runs(problem, objectives.seeds_of(problem)) for problem in objectives.PROBLEMS
+    },
     "own_environments": own_environments.make_runs(own_environments.SEEDS),
     "defaults_plain": defaults.make_runs(defaults.SEEDS),
     "demo": demo.make_runs([1, 2, 3, 4, 5], demo.TOTAL_TIMESTEPS),
