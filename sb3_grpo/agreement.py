@@ -96,12 +96,14 @@ def compare_objectives(sums: Sums, cell_to_group: th.Tensor, n_groups: int) -> D
     shares = sums.counts[0] / sums.counts[0].sum()
     of_groups = compare_wishes(th.einsum("gi,ifje,hj->gfhe", means, products, means), shares)
     wishes = compare_wishes(products, shares)
-    between = products.new_full((n_groups, n_groups), th.nan)
+    between, between_error = products.new_full((2, n_groups, n_groups), th.nan)
     between[groups.unsqueeze(1), groups] = of_groups.kl.clamp(min=0)
+    between_error[groups.unsqueeze(1), groups] = of_groups.error
     within, within_error = products.new_full((2, n_groups), th.nan)
     for group, own in zip(groups.tolist(), members.bool(), strict=True):
         kl = wishes.kl[own][:, own].fill_diagonal_(th.nan).nan_to_num(-th.inf)
         if kl.isfinite().any():
             within[group] = kl.max()
             within_error[group] = wishes.error[own][:, own].flatten()[kl.argmax()]
-    return Divergences(between, within, within_error, wishes.kl, wishes.kl_by_half, sums.counts.sum(dim=1))
+    cell_counts = sums.counts.sum(dim=1)
+    return Divergences(between, within, within_error, wishes.kl, wishes.kl_by_half, cell_counts, between_error)

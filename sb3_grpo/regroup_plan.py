@@ -27,6 +27,7 @@ class Divergences(NamedTuple):
     cells: th.Tensor  # KL(c || d) on the steps of cell c, measured within groups to be split, shape (C, C); diagonal NaN or 0
     cells_by_half: th.Tensor  # the same from each half of the data, shape (2, C, C)
     cell_counts: th.Tensor  # number of steps of each cell, decayed; 0 for cells below the minimum, shape (C,)
+    between_error: th.Tensor | None = None  # standard error of `between`, shape (K, K); None: not known
 
 
 class Merge(NamedTuple):
@@ -128,7 +129,7 @@ def plan_regrouping(
     """
     Plan splits where ``KL(within i) > split_kl`` and merges where ``KL(i || j) < merge_kl`` in both directions.
 
-    No group takes part in more than one event, because an event changes the divergences of its groups: measure
+    Both by ``MIN_Z_SCORE`` standard errors, where these are known. No group takes part in more than one event, because an event changes the divergences of its groups: measure
     again after applying the plan. Groups and cells without steps are left unchanged.
 
     :param divergences: the last measurement
@@ -148,7 +149,9 @@ def plan_regrouping(
     counts = sum_by(divergences.cell_counts, cell_to_group, len(mergeable))
     changed = {split.group for split in splits}
     candidates = active & mergeable & (counts > 0)
-    return [*splits, *_plan_merges(divergences.between, counts, candidates, changed, merge_kl)]
+    between, error = divergences.between, divergences.between_error
+    certain = between if error is None else between.where(between + MIN_Z_SCORE * error < merge_kl, th.nan)
+    return [*splits, *_plan_merges(certain, counts, candidates, changed, merge_kl)]
 
 
 def _plan_splits(divergences: Divergences, cell_to_group: th.Tensor, active: th.Tensor, split_kl: float | None) -> list[Split]:

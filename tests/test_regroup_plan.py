@@ -105,6 +105,13 @@ class TestMerging:
         events = plan(FOUR, between={(0, 3): 0.04, (1, 2): 0.02, (2, 3): 0.03})
         assert [(event.keep, event.dropped) for event in events if isinstance(event, Merge)] == [(1, 2), (0, 3)]
 
+    @pytest.mark.parametrize(("error", "merges"), [(0.0, True), (0.02, True), (0.03, False), (math.nan, False)])
+    def test_only_what_is_certain(self, error, merges):
+        """0.02 nats, and three standard errors."""
+        divergences = measured([0, 1], between={(0, 1): 0.02})._replace(between_error=th.full((N_HEADS, N_HEADS), error))
+        events = plan_regrouping(divergences, th.tensor([0, 1]), th.ones(N_HEADS, dtype=th.bool), 0.1, 0.3)
+        assert len(events) == merges
+
 
 class TestSplitting:
     def test_a_group_that_contradicts_itself_splits(self):
@@ -471,11 +478,12 @@ class TestAnySequence:
     @given(any_rounds)
     def test_deterministic_and_nothing_given_is_changed(self, rounds):
         for divergences, mergeable, events, before, _ in rounds:
-            copies = Divergences(*(tensor.clone() for tensor in divergences))
+            copies = Divergences(*(tensor.clone() for tensor in divergences[:-1]))
             groups = before.clone()
             assert rounds.plan(copies, groups, mergeable.clone()) == events
             assert groups.equal(before)
-            assert all(one.equal(other) for one, other in zip(copies[3:], divergences[3:], strict=True))
+            assert copies.between_error is divergences.between_error is None
+            assert all(one.equal(other) for one, other in zip(copies[3:-1], divergences[3:-1], strict=True))
 
     @property_test
     @given(any_rounds)
