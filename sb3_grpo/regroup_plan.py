@@ -129,8 +129,9 @@ def plan_regrouping(
     """
     Plan splits where ``KL(within i) > split_kl`` and merges where ``KL(i || j) < merge_kl`` in both directions.
 
-    Both by ``MIN_Z_SCORE`` standard errors, where these are known. No group takes part in more than one event, because an event changes the divergences of its groups: measure
-    again after applying the plan. Groups and cells without steps are left unchanged.
+    Both by ``MIN_Z_SCORE`` standard errors, where these are known. No group takes part in more than one event, because an
+    event changes the divergences of its groups: measure again after applying the plan. Groups and cells without steps are
+    left unchanged.
 
     :param divergences: the last measurement
     :param cell_to_group: group of each cell, shape ``(C,)``, integers in ``[0, K)``
