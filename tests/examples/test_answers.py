@@ -22,12 +22,18 @@ def test_the_solution_in_closed_form() -> None:
     assert rewards[best].tolist() == pytest.approx([15 / 16, 15 / 16, 1 / 4])
 
 
-def test_the_balance_finds_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answers.main(2048)
+    assert [len(each) for each in found.values()] == [3, 3]
+    assert capsys.readouterr().out.count("speed") == 2
+
+
+@pytest.mark.slow
+def test_the_balance_finds_it() -> None:
     found = answers.main()
     assert min(found["GRPO"]) == pytest.approx(MAX_MIN, rel=0.02)
     # the best sum
     assert min(found["PPO"]) == pytest.approx(0.25, abs=0.05)
-    assert capsys.readouterr().out.count("speed") == 2
 
 
 def test_the_weight_of_the_leading_objective_falls() -> None:

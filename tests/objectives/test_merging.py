@@ -71,7 +71,7 @@ def make_model(env: VecEnv | None = None, **kwargs: Any) -> GRPO:
     return GRPO("MlpPolicy", make_env() if env is None else env, group_by="objectives", **{**arguments, **kwargs})
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_same_up_to_noise_merge_and_others_do_not(seed: int) -> None:
     model = make_model(make_env(seed=seed), seed=seed).learn(20 * ROLLOUT)
     assert [(event.kind, event.groups, event.cell_to_group) for event in model.regroup_history] == [
@@ -168,7 +168,7 @@ def actor(model: GRPO) -> dict[str, th.Tensor]:
     return {name: value for name, value in model.policy.state_dict().items() if "value" not in name}
 
 
-@pytest.mark.parametrize("kwargs", [{}, dict(group_score="return"), dict(group_score="reward")])
+@pytest.mark.parametrize("kwargs", [{}, dict(group_score="return")])
 def test_the_unit_of_a_merged_objective_does_not_matter(kwargs: dict[str, Any]) -> None:
     scaled = {**PAYS, "sales": [64 * pay for pay in PAYS["sales"]]}
     one, other = (make_model(make_env(pays), **kwargs).learn(20 * ROLLOUT) for pays in (PAYS, scaled))
