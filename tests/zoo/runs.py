@@ -64,11 +64,11 @@ class Zoo:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, env=environment(), stdin=pipe, stdout=pipe, text=True)  # noqa: S603 (our own file)
 
-    def run(self, folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, folder: Path, *arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
         """Return what :func:`run` returns."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps([str(folder), arguments]), file=self.process.stdin, flush=True)
+        print(json.dumps([str(folder), arguments, variables]), file=self.process.stdin, flush=True)
         status = self.process.stdout.readline()
         stdout, stderr = (path.read_text() for path in self.outputs)
         assert status, f"the process has ended: {stdout}{stderr}"

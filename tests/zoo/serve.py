@@ -2,7 +2,7 @@
 Run commands one after the other, each as ``python -m sb3_grpo.zoo`` runs it: to import torch takes longer than most of them.
 
 Arguments: files for standard output and standard error of the last command. Each line of input is a JSON list of a command's
-working directory and its arguments; the answer is a line with its exit status.
+working directory, its arguments, and variables of its environment; the answer is a line with its exit status.
 """
 
 import json
@@ -14,11 +14,13 @@ import traceback
 import warnings
 from unittest.mock import patch
 
+import matplotlib.pyplot as plt
 from stable_baselines3.common.vec_env import VecNormalize
 
 
 def forget() -> None:
-    """Have each command import RL Zoo and the modules of this package for it anew, with nothing replaced in them."""
+    """Have each command import RL Zoo and the modules of this package for it anew, and find nothing of others."""
+    plt.close("all")
     for name in list(sys.modules):
         if name.split(".")[0] in ("huggingface_sb3", "rl_zoo3") or name.startswith("sb3_grpo.zoo"):
             del sys.modules[name]
@@ -52,7 +54,7 @@ def serve(stdout: str, stderr: str) -> None:
     sys.path[0] = ""
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        folder, arguments = json.loads(line)
+        folder, arguments, variables = json.loads(line)
         os.chdir(folder)
         # of this process and of those that it starts
         for number, path in ((1, stdout), (2, stderr)):
@@ -61,7 +63,7 @@ def serve(stdout: str, stderr: str) -> None:
         forget()
         # replaced outside of RL Zoo
         replaced = patch.object(subprocess, "call", subprocess.call), patch.object(VecNormalize, "save", VecNormalize.save)
-        with replaced[0], replaced[1], patch.dict(os.environ), warnings.catch_warnings():
+        with replaced[0], replaced[1], patch.dict(os.environ, variables), warnings.catch_warnings():
             status = run(arguments)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -41,27 +41,27 @@ class TestCommands:
         zoo.run(folder, "record_video", "--algo", "grpo", "--env", "CartPole-v1", "-f", "logs", "-n", "20", "-o", "videos")
         assert list((folder / "videos").glob("*.mp4"))
 
-    def test_record_training(self, folder, tmp_path):
+    def test_record_training(self, zoo, folder, tmp_path):
         source, target = folder / "logs/grpo/CartPole-v1_1", tmp_path / "logs/grpo/CartPole-v1_1"
         # one model, one video
         shutil.copytree(source / "CartPole-v1", target / "CartPole-v1")
         shutil.copy(source / "CartPole-v1.zip", target)
         command = ("record_training", "--algo", "grpo", "--env", "CartPole-v1", "-f", "logs", "-n", "20", "-o", "videos", "-g")
         # whatever ffmpeg the machine has is not found there
-        run(tmp_path, *command, PATH=str(tmp_path))
+        zoo.run(tmp_path, *command, PATH=str(tmp_path))
         videos = {path.name: path.read_bytes() for path in (tmp_path / "videos").iterdir()}
         assert len(videos) == 3
         assert videos["training.gif"].startswith(b"GIF8")
         assert videos["training.mp4"][4:8] == b"ftyp"
 
-    def test_plots_are_saved_as_files(self, folder, tmp_path):
+    def test_plots_are_saved_as_files(self, zoo, folder, tmp_path):
         # plot_from_file skips what has been run only once
         for number in (1, 2):
             shutil.copytree(folder / "logs/grpo/CartPole-v1_1", tmp_path / f"logs/grpo/CartPole-v1_{number}")
-        run(tmp_path, "plot_train", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-w", "2")
-        run(tmp_path, "all_plots", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-o", "results", "--no-million")
+        zoo.run(tmp_path, "plot_train", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-w", "2")
+        zoo.run(tmp_path, "all_plots", "-a", "grpo", "-e", "CartPole-v1", "-f", "logs", "-o", "results", "--no-million")
         # without a format the named file would be an SVG, whatever its name
-        run(tmp_path, "plot_from_file", "-i", "results", "-o", "scores.png", "--format", "png", "-b")
+        zoo.run(tmp_path, "plot_from_file", "-i", "results", "-o", "scores.png", "--format", "png", "-b")
         pictures = {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")}
         # the last three: learning curve, bars, boxes
         names = ("plot_train_1", "all_plots_1", "plot_from_file_1", "plot_from_file_2", "plot_from_file_3")
@@ -70,11 +70,11 @@ class TestCommands:
         assert len({pictures[name] for name in names}) == len(names)
         assert pictures["scores"] == pictures["plot_from_file_2"]
 
-    def test_benchmark(self, folder, trained, tmp_path):
+    def test_benchmark(self, zoo, folder, trained, tmp_path):
         for source in (folder, trained):
             shutil.copytree(source / "logs", tmp_path / "logs", dirs_exist_ok=True)
         directories = ("--log-dir", "logs", "--benchmark-dir", "results/benchmark")
-        run(tmp_path, "benchmark", *directories, "-n", "600", "--no-hub", "--num-threads", "1")
+        zoo.run(tmp_path, "benchmark", *directories, "-n", "600", "--no-hub", "--num-threads", "1")
         rows = re.findall(r"^\|grpo\|.*$", (tmp_path / "benchmark.md").read_text(), re.MULTILINE)
         # an environment has a slash in its name, a folder cannot
         agents = {"CartPole-v1": "grpo/CartPole-v1_1/CartPole-v1.zip", TASKS.replace("/", "-"): TASKS_AGENT}
@@ -208,10 +208,10 @@ class TestHub:
         assert metadata["model-index"][0]["name"] == "GRPO"
         assert {"sb3-grpo", "grpo", "stable-baselines3", "CartPole-v1"} <= set(metadata["tags"])
 
-    def test_results_by_task_and_normalisation(self, tmp_path):
+    def test_results_by_task_and_normalisation(self, zoo, tmp_path):
         options = ("--algo", "grpo", "--env", TASKS)
         normalize = ("normalize:dict(norm_obs=True,norm_reward=False)",)
-        run(tmp_path, "train", *options, "-n", "1024", *QUICK, "-params", *normalize)
+        zoo.run(tmp_path, "train", *options, "-n", "1024", *QUICK, "-params", *normalize)
         share(tmp_path, *options, "-name", "tasks", "--no-render", load=False)
         files = tmp_path / "remote/nobody/tasks"
         card = (files / "README.md").read_text()
@@ -226,9 +226,9 @@ class TestHub:
             assert float(mean) == pytest.approx(int(length), abs=0.51)
             assert n_episodes == "10"
 
-    def test_card_of_another_algorithm_is_rl_zoos(self, tmp_path):
+    def test_card_of_another_algorithm_is_rl_zoos(self, zoo, tmp_path):
         options = ("--algo", "ppo", "--env", "CartPole-v1")
-        run(tmp_path, "train", *options, "-n", "200", *QUICK)
+        zoo.run(tmp_path, "train", *options, "-n", "200", *QUICK)
         share(tmp_path, *options, "--no-render", load=False)
         card = (tmp_path / "remote/nobody/ppo-CartPole-v1/README.md").read_text()
         assert "python -m rl_zoo3.load_from_hub --algo ppo" in card
