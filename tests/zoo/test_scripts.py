@@ -12,7 +12,7 @@ import torch as th
 from huggingface_hub import metadata_load
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import utils
-from zoo.runs import QUICK, TASKS, TASKS_AGENT, Zoo, play, printed_returns, run, run_python
+from zoo.runs import QUICK, TASKS, TASKS_AGENT, Zoo, play, printed_returns, run_python
 
 from sb3_grpo import GRPO
 from sb3_grpo.grouping import Split
