@@ -12,6 +12,8 @@ import torch as th
 
 # Minimum z-score of the within-group KL for a split
 MIN_Z_SCORE = 3.0
+# Number of standard errors, where they are known, by which the KL between groups must be below the threshold of a merge
+MERGE_Z_SCORE = 2.0
 # Minimum share of the steps whose cell each half of the data assigns to the same side of a split
 MIN_AGREEMENT = 0.95
 # Fixed cost of launching one matrix product, in multiplications; sets the chunk length of `sum_products_by`
@@ -129,9 +131,9 @@ def plan_regrouping(
     """
     Plan splits where ``KL(within i) > split_kl`` and merges where ``KL(i || j) < merge_kl`` in both directions.
 
-    Both by ``MIN_Z_SCORE`` standard errors, where these are known. No group takes part in more than one event, because an
-    event changes the divergences of its groups: measure again after applying the plan. Groups and cells without steps are
-    left unchanged.
+    Splits by ``MIN_Z_SCORE`` standard errors, merges by ``MERGE_Z_SCORE`` where errors are known. No group takes part in more
+    than one event, because an event changes the divergences of its groups: measure again after applying the plan. Groups and
+    cells without steps are left unchanged.
 
     :param divergences: the last measurement
     :param cell_to_group: group of each cell, shape ``(C,)``, integers in ``[0, K)``
@@ -151,7 +153,7 @@ def plan_regrouping(
     changed = {split.group for split in splits}
     candidates = active & mergeable & (counts > 0)
     between, error = divergences.between, divergences.between_error
-    certain = between if error is None else between.where(between + MIN_Z_SCORE * error < merge_kl, th.nan)
+    certain = between if error is None else between.where(between + MERGE_Z_SCORE * error < merge_kl, th.nan)
     return [*splits, *_plan_merges(certain, counts, candidates, changed, merge_kl)]
 
 
