@@ -94,7 +94,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert jackknife_error(without_one).item() == pytest.approx(values.std().item() / math.sqrt(5))
 
 
-def bandit(tables: Any, steps: int = 4000, seed: int = 0, noise: float = 0.0, latent_dim: int = 2) -> ObjectiveProbes:
+def bandit(tables: Any, steps: int = 4000, seed: int = 0, noise: float = 0.0, n_folds: int = N_FOLDS) -> ObjectiveProbes:
     """
     What a policy that draws each action equally often has seen; each step is one of each objective.
 
@@ -104,11 +104,11 @@ def bandit(tables: Any, steps: int = 4000, seed: int = 0, noise: float = 0.0, la
     n_objectives, n_actions = table.shape
     # every action equally often in every fold
     actions = th.arange(steps) % n_actions
-    folds = (th.arange(steps) // n_actions) % N_FOLDS
+    folds = (th.arange(steps) // n_actions) % n_folds
     gradient = th.nn.functional.one_hot(actions, n_actions) - 1 / n_actions
     credit = table[:, actions] + noise * th.as_tensor(random.normal(size=(n_objectives, steps)), dtype=th.float32)
-    latent = th.ones(steps, latent_dim)
-    sums = ObjectiveProbes(latent_dim, n_actions, n_objectives)
+    latent = th.ones(steps, 2)
+    sums = ObjectiveProbes(2, n_actions, n_objectives)
     sums.learn(latent, gradient, credit, folds)
     return sums
 
@@ -176,6 +176,21 @@ class TestBandit:
         assert found.between[0, 2].isfinite()
         # in a group of its own wishes it changes nothing
         assert compare(bandit([TABLES[0], [3.0] * 4, TABLES[2]]), [0, 0, 2]).within.isnan().all()
+
+    @pytest.mark.parametrize("n_folds", [3, 5])
+    def test_empty_folds_do_not_make_errors_smaller(self, n_folds: int) -> None:
+        """One environment fills a fold in each rollout."""
+        sums = bandit(TABLES, noise=1.0, n_folds=n_folds).sums(th.arange(3))
+        products = probe_products(sums)[:, :n_folds][..., :n_folds]
+        shares = sums.counts[0, :n_folds] / sums.counts[0].sum()
+        found = compare_objectives(sums, th.arange(3), 3)
+        assert found.between_error is not None
+        th.testing.assert_close(found.between_error, compare_wishes(products, shares).error, equal_nan=True)
+        assert found.between_error[0, 1] > 0.01
+
+    @pytest.mark.parametrize("n_folds", [1, 2])
+    def test_two_folds_are_too_few(self, n_folds: int) -> None:
+        assert compare(bandit(TABLES, n_folds=n_folds), [0, 1, 2]).between.isnan().all()
 
     def test_unobserved_objectives_are_not_compared(self) -> None:
         found = compare(ObjectiveProbes(2, 4, 3), [0, 1, 2])
