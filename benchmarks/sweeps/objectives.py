@@ -117,14 +117,12 @@ METHODS: dict[str, Method] = {
     "Gini": Method(kwargs=dict(balancer="generalized_gini", group_coef=0.5)),
     "mirror descent": Method(kwargs=dict(balancer="mirror_descent", group_coef=0.2)),
     "sub-policies": Method(kwargs={}, sub_policies=True),
-    "sub-policies, odds": Method(kwargs=dict(balancer="gap_odds", group_coef=5.0), sub_policies=True),
     "GRPO, merging": Method(kwargs={}, merges=True),
-    "lambda 0, merging": Method(kwargs=dict(group_coef=0.0), merges=True),
 }
 # its rows are those of `benchmarks.sweeps.objectives_peer`
 PEER = "MORL-Baselines, NLMOPPO"
 # where merging is all that is compared
-COPIES_METHODS = ("lambda 0", "lambda 0, merging", "GRPO", "GRPO, merging")
+COPIES_METHODS = ("GRPO", "GRPO, merging")
 
 
 class NoisyCopies(gym.Wrapper[Any, Any, Any, Any]):
@@ -237,9 +235,8 @@ def make_runs(problem: str, seeds: Sequence[int]) -> list[Run]:
     """
     if PROBLEMS[problem].copies:
         return [dict(problem=problem, method=method, seed=seed) for seed in seeds for method in COPIES_METHODS]
-    n_objectives, without = len(PROBLEMS[problem].ranges), ("lambda 0, merging",)
-    fits = {name: method.weights is None or len(method.weights) == n_objectives for name, method in METHODS.items()}
-    methods = [name for name in METHODS if fits[name] and name not in without]
+    n_objectives = len(PROBLEMS[problem].ranges)
+    methods = [name for name, method in METHODS.items() if method.weights is None or len(method.weights) == n_objectives]
     return [dict(problem=problem, method=method, seed=seed) for seed in seeds for method in methods]
 
 
@@ -350,6 +347,7 @@ def main() -> None:
         Console(width=180).print(objectives_table(rows, problem))
         if PROBLEMS[problem].copies:
             Console(width=180).print(merges_table(rows, problem))
+            continue
         draw_objectives(rows, problem, result_folder(arguments) / f"objectives_{problem}.png")
 
 
