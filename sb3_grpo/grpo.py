@@ -102,7 +102,7 @@ class GRPO(ModelFiles):
         :class:`~sb3_grpo.objectives.ObjectivesWrapper`. Each of them has a value head and its own advantages, normalised
         unless ``normalize_advantage`` is False; their weighted sum is what the policy learns from, normalised once more if
         it is True. There is one action head, and ``n_groups``, ``max_groups`` and the router must be left as they are.
-        Objectives that merge count as one, see :mod:`sb3_grpo.agreement`.
+        Objectives that merge count as one (docs/objectives.md).
     :param n_groups: number of groups to start with, at least 1. ``None``: one per cell where the cells are given
         (``"one_hot"``, ``"discrete"``, a callable), one that may split with the random router.
     :param max_groups: largest number of groups, at least ``n_groups``. ``None``: one per cell, but one if ``n_groups=1`` is
