@@ -90,6 +90,8 @@ def _handler_of_interrupts() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # RL Zoo's scripts first: as the last ones they would keep one process busy while the others have nothing to do
+    items.sort(key=lambda item: item.path.parent.name != "zoo")
     for item in items:
         if item.get_closest_marker("gpu") and not HAS_GPU:
             item.add_marker(pytest.mark.skip(reason="this machine has no GPU that torch can use"))
