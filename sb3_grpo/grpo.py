@@ -46,7 +46,7 @@ from sb3_grpo.policies import POLICIES, GroupActorCriticPolicy
 from sb3_grpo.probe_math import N_FOLDS
 from sb3_grpo.recording import Outcome
 from sb3_grpo.reference import ReferencePolicy
-from sb3_grpo.regrouping import RegroupRule
+from sb3_grpo.regrouping import Credit, RegroupRule
 from sb3_grpo.routing import check_first_observations
 from sb3_grpo.scores import SCORES, GroupScores, ScoreHistory
 from sb3_grpo.targets import Targets, target_ranges
@@ -465,7 +465,7 @@ class GRPO(ModelFiles):
         latent = self.regrouper.recorder.latents(buffer.buffer_size) if uses_critic else None
         # parts take turns, so that each fold has something of all of them
         folds, by_cell = (parts + self.n_rollouts) % N_FOLDS, self.normalize_advantage == "group"
-        self.regrouper.observe(self.policy, experience.rollout, latent, credit, cells, folds, by_cell)
+        self.regrouper.observe(self.policy, experience.rollout, latent, Credit(credit, cells, folds, by_cell))
 
     def _make_objective(self) -> PPOObjective:
         is_normalized = self.normalize_advantage is True and self._estimator.uses_critic

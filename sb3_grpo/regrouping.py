@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -105,6 +105,15 @@ class LatentRecorder(BaseCallback):
         return th.stack(self._latents, dim=1).flatten(0, 1) if len(self._latents) == n_steps else None
 
 
+class Credit(NamedTuple):
+    """What the actions of a rollout of ``B`` steps brought, ``E`` entries of a step and a cell, cell by cell if ``E > B``."""
+
+    values: th.Tensor  # how much better than expected each action was, shape (E,)
+    cells: th.Tensor  # shape (E,)
+    folds: th.Tensor  # of each step; in one rollout those of an episode are in the same one, shape (B,)
+    scale_by_cell: bool  # normalise the values of each cell by themselves; those of objectives are in any case
+
+
 class Regrouper(nn.Module, ABC):
     """Observer of what cells ask for, which decides from it which groups are merged and split."""
 
@@ -122,33 +131,47 @@ class Regrouper(nn.Module, ABC):
         :param policy: the policy
         """
 
-    @abstractmethod
-    def observe(
-        self,
-        policy: GroupActorCriticPolicy,
-        rollout: Rollout,
-        latent: th.Tensor | None,
-        credit: th.Tensor,
-        cells: th.Tensor,
-        folds: th.Tensor,
-        scale_by_cell: bool,
-    ) -> None:
+    def observe(self, policy: GroupActorCriticPolicy, rollout: Rollout, latent: th.Tensor | None, credit: Credit) -> None:
         """
         Have the probes learn from a rollout, and the groups become one rollout older.
 
         :param policy: the policy that collected the rollout
         :param rollout: ``B`` steps
         :param latent: output of the actor's trunk at each step, shape ``(B, latent_dim)``; ``None``: not known
-        :param credit: how much better than expected each action was, shape ``(B,)``
-        :param cells: cell of each step, shape ``(B,)``
-        :param folds: fold of each step, 0 or 1; in one rollout those of an episode are in the same one, shape ``(B,)``
-        :param scale_by_cell: normalise the credit of each cell by itself
+        :param credit: what the actions brought
+        """
+        if latent is None:
+            latent = rollout_latents(policy, rollout)
+        heads, masks = self.heads(policy, credit), policy.masks(rollout.observations)
+        gradient = grad_of_actions(policy, rollout, latent, heads, masks)
+        with interrupts_delayed():
+            self.learn(latent, gradient, credit, masks)
+            self.groups(policy).age += 1
+
+    @abstractmethod
+    def heads(self, policy: GroupActorCriticPolicy, credit: Credit) -> th.Tensor:
+        """
+        Return the index of the head of each step, shape ``(B,)``.
+
+        :param policy: the policy
+        :param credit: of the rollout
+        """
+
+    @abstractmethod
+    def learn(self, latent: th.Tensor, gradient: th.Tensor, credit: Credit, masks: th.Tensor | None) -> None:
+        """
+        Have the probes learn.
+
+        :param latent: output of the actor's trunk at each step, shape ``(B, latent_dim)``
+        :param gradient: of the log-likelihood of the actions with respect to the outputs of the head, shape ``(B, n)``
+        :param credit: what the actions brought
+        :param masks: which actions were allowed, shape ``(B, n)``; ``None``: all
         """
 
     @property
-    @abstractmethod
     def has_observed(self) -> bool:
         """Whether there is anything to measure."""
+        return bool((self.probes.counts > 0).any())
 
     @abstractmethod
     def measure(self, policy: GroupActorCriticPolicy, rule: RegroupRule) -> Divergences:
@@ -235,29 +258,13 @@ class DecisionRegrouper(Regrouper):
         """Return the groups of decisions, see :class:`Regrouper`."""
         return policy.grouping
 
-    def observe(
-        self,
-        policy: GroupActorCriticPolicy,
-        rollout: Rollout,
-        latent: th.Tensor | None,
-        credit: th.Tensor,
-        cells: th.Tensor,
-        folds: th.Tensor,
-        scale_by_cell: bool,
-    ) -> None:
-        """Have the probes learn from a rollout, see :class:`Regrouper`."""
-        if latent is None:
-            latent = rollout_latents(policy, rollout)
-        masks = policy.masks(rollout.observations)
-        gradient = grad_of_actions(policy, rollout, latent, policy.grouping.cell_to_head[cells], masks)
-        with interrupts_delayed():
-            self.probes.learn(latent, gradient, credit, cells, folds, scale_by_cell, masks)
-            policy.grouping.age += 1
+    def heads(self, policy: GroupActorCriticPolicy, credit: Credit) -> th.Tensor:
+        """Return the heads of the cells, see :class:`Regrouper`."""
+        return policy.grouping.cell_to_head[credit.cells]
 
-    @property
-    def has_observed(self) -> bool:
-        """Whether there is anything to measure, see :class:`Regrouper`."""
-        return bool((self.probes.cells >= 0).any())
+    def learn(self, latent: th.Tensor, gradient: th.Tensor, credit: Credit, masks: th.Tensor | None) -> None:
+        """Have the probes learn, see :class:`Regrouper`."""
+        self.probes.learn(latent, gradient, credit.values, credit.cells, credit.folds, credit.scale_by_cell, masks)
 
     def measure(self, policy: GroupActorCriticPolicy, rule: RegroupRule) -> Divergences:
         """Measure how groups and cells differ, see :class:`Regrouper`."""
@@ -298,39 +305,13 @@ class ObjectiveRegrouper(Regrouper):
         """Return the groups of objectives, see :class:`Regrouper`."""
         return self.objectives
 
-    def observe(
-        self,
-        policy: GroupActorCriticPolicy,
-        rollout: Rollout,
-        latent: th.Tensor | None,
-        credit: th.Tensor,
-        cells: th.Tensor,
-        folds: th.Tensor,
-        scale_by_cell: bool,
-    ) -> None:
-        """
-        Have the probes learn from a rollout, see :class:`Regrouper`.
+    def heads(self, policy: GroupActorCriticPolicy, credit: Credit) -> th.Tensor:
+        """Return the only head, see :class:`Regrouper`."""
+        return th.zeros_like(credit.folds)
 
-        :param policy: the policy that collected the rollout
-        :param rollout: ``B`` steps
-        :param latent: as in :class:`Regrouper`
-        :param credit: how much better than expected each action was for each objective, one objective after the other, shape
-            ``(K * B,)``
-        :param cells: the objective, shape ``(K * B,)``
-        :param folds: fold of each step, shape ``(B,)``
-        :param scale_by_cell: as in :class:`Regrouper`; objectives are compared at equal strength in any case
-        """
-        if latent is None:
-            latent = rollout_latents(policy, rollout)
-        gradient = grad_of_actions(policy, rollout, latent, th.zeros_like(folds), policy.masks(rollout.observations))
-        with interrupts_delayed():
-            self.probes.learn(latent, gradient, credit.view(-1, len(folds)), folds)
-            self.objectives.age += 1
-
-    @property
-    def has_observed(self) -> bool:
-        """Whether there is anything to measure, see :class:`Regrouper`."""
-        return bool((self.probes.counts > 0).any())
+    def learn(self, latent: th.Tensor, gradient: th.Tensor, credit: Credit, masks: th.Tensor | None) -> None:
+        """Have the probes learn from the credit of each objective, see :class:`Regrouper`."""
+        self.probes.learn(latent, gradient, credit.values.view(-1, len(credit.folds)), credit.folds)
 
     def measure(self, policy: GroupActorCriticPolicy, rule: RegroupRule) -> Divergences:
         """Measure how groups of objectives differ, see :class:`Regrouper`."""

@@ -586,7 +586,7 @@ class TestTiming:
         for n_steps, freq, warmup in ((32, 16, 79), (256, 2, 10), (512, 1, 5), (4096, 1, 5)):
             model = make_model(n_steps=n_steps, regroup_freq=None, regroup_warmup=None)
             assert model.regroup_rule.warmup == warmup
-            model.regrouper.probes.cells[0] = 0
+            model.regrouper.probes.counts[0] = 1
             due = []
             for rollout in range(1, 33):
                 model.num_timesteps = rollout * n_steps * N_ENVS
