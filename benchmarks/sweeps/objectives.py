@@ -2,7 +2,8 @@
 Train one agent for several objectives of MO-Gymnasium's environments, and look at the one that is worst off.
 
 - PPO, sum: on the sum of the objectives, as they come
-- PPO, fixed: on a sum with fixed weights, of objectives divided by their ranges; the grid of weights is what a user tries
+- PPO, fixed: on a sum with fixed weights, of objectives divided by their ranges; the grid of weights is what a user tries.
+  The cheetah's rewards are then multiplied by the 1,000 steps of an episode, so that they are about 1
 - lambda 0: GRPO with a value head for each objective and normalised advantages, all of weight 1
 - GRPO: the same with the balance, which knows the ranges; "no ranges": which has to learn them
 - odds, Gini, mirror descent: the same with other rules
@@ -54,6 +55,7 @@ class Problem(NamedTuple):
     total_timesteps: int
     kwargs: Mapping[str, Any]
     copies: tuple[float, ...] = ()  # of the first objective: standard deviation of the noise in each step
+    factor: float = 1.0  # of PPO's reward with fixed weights: its value network learns nothing where rewards are tiny
 
     def all_ranges(self) -> dict[str, tuple[float, float]]:
         """Return the ranges of the objectives and of the copies."""
@@ -87,6 +89,7 @@ PROBLEMS: dict[str, Problem] = {
         {"speed": (0, 1000), "energy": (-4000, 0)},
         200_000,
         dict(n_steps=256, batch_size=256, n_epochs=5, learning_rate=5e-4),
+        factor=1000.0,  # steps of an episode
     ),
 }
 
@@ -161,7 +164,7 @@ def make_env(problem: str, weights: Sequence[float] | None = None) -> Callable[[
         if copies:
             return Monitor(ObjectivesWrapper(NoisyCopies(env, copies), list(ranges)))
         spans = np.array([high - low for low, high in ranges.values()])
-        factors = np.ones(len(spans)) if weights is None else np.array(weights) / spans
+        factors = np.ones(len(spans)) if weights is None else PROBLEMS[problem].factor * np.array(weights) / spans
         return Monitor(ObjectivesWrapper(wrappers.LinearReward(env, factors), list(ranges), "vector_reward"))
 
     return make
