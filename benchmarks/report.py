@@ -191,7 +191,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **{f"objectives {p}": of_rows(f"objectives_{p}", objectives.objectives_table, p) for p in objectives.PROBLEMS},
     "objectives merges": of_rows("objectives_copies", objectives.merges_table, "copies"),
     "own environments": of_rows("own_environments", own_environments.returns_table),
-    "minigrid": of_rows("minigrid_mt3", minigrid_tasks.scores_table, "mt3"),
+    **{f"minigrid {p}": of_rows(f"minigrid_{p}", minigrid_tasks.part_table, p) for p in minigrid_tasks.PARTS},
 }
 
 

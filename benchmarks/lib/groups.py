@@ -23,6 +23,16 @@ def n_groups(model: GRPO) -> int:
     return len(set(groups_of(model)))
 
 
+def weights_of(model: GRPO) -> list[float]:
+    """
+    Return the weight of the group of each cell in the last update, shape ``(n_cells,)``.
+
+    :param model: model whose groups are weighed
+    """
+    by_cell = {cell: record.weight for record in model.groups for cell in record.cells}
+    return [round(by_cell[cell], 4) for cell in sorted(by_cell)]
+
+
 def events_of(model: Any) -> list[list[Any]]:
     """
     Return the merges and splits as JSON values ``[timestep, kind, *groups, kl]``, oldest first.

@@ -13,9 +13,13 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_grpo import JoinedVecEnv, adapt_vector_env
+from sb3_grpo import JoinedVecEnv, adapt_vector_env, make_multi_task_vec_env
 
 ENVS_PER_TASK = 20
+MAX_REMEMBERED = 20_000  # views of one task
+
+# positions, direction and cells by which a view is remembered
+Situation = tuple[Any, ...]
 
 
 class TaskView(gym.Wrapper[dict[str, Any], int, Any, int]):
@@ -56,21 +60,24 @@ class TaskView(gym.Wrapper[dict[str, Any], int, Any, int]):
         return self._observe(obs), reward, terminated, truncated, {**info, "task": self.task}
 
 
-def remember_views(env: gym.Env[Any, int]) -> gym.Env[Any, int]:
+def remember_views(env: gym.Env[Any, int], drawn: dict[Situation, Any] | None = None) -> gym.Env[Any, int]:
     """
     Cache the views of an environment, and return the same environment.
 
-    MiniGrid renders the view after each step, which takes most of the time of a step; a task has few different views.
+    MiniGrid renders the view after each step, which takes most of the time of a step; most tasks have few different views.
 
     :param env: a MiniGrid environment whose mission does not change
+    :param drawn: views that environments of the same task have in common; ``None``: this environment has its own
     """
     world: Any = env.unwrapped
-    draw, drawn = world.gen_obs, {}
+    draw, drawn = world.gen_obs, {} if drawn is None else drawn
 
     def gen_obs() -> dict[str, Any]:
         encoded = tuple(cell and cell.encode() for cell in (world.carrying, *world.grid.grid))
         situation = (*world.agent_pos, world.agent_dir, encoded)
         if situation not in drawn:
+            if len(drawn) >= MAX_REMEMBERED:
+                drawn.clear()
             drawn[situation] = draw()
         view = drawn[situation]
         return {**view, "image": view["image"].copy()}  # Gymnasium warns of observations that are one object
@@ -140,6 +147,24 @@ def make_python_envs(names: Sequence[str], seed: int, envs_per_task: int = ENVS_
     env = DummyVecEnv([partial(make, task) for task in range(len(names)) for _ in range(envs_per_task)])
     env.seed(seed)
     return env
+
+
+def make_drawn_envs(names: Sequence[str], seed: int, envs_per_task: int = ENVS_PER_TASK) -> VecEnv:
+    """
+    Return environments of MiniGrid that draw a task at each reset, so that tasks can be sampled.
+
+    :param names: registered names of the tasks
+    :param seed: seed of the first environment
+    :param envs_per_task: number of environments, divided by that of the tasks
+    """
+
+    def make(task: int, drawn: dict[Situation, Any]) -> gym.Env[dict[str, Any], int]:
+        return TaskView(remember_views(gym.make(f"minigrid:{names[task]}"), drawn), task, len(names))
+
+    tasks = {name: partial(make, task, {}) for task, name in enumerate(names)}
+    # the observation of an environment shows its task
+    options = dict(task_observation=None)
+    return make_multi_task_vec_env(tasks, envs_per_task * len(names), seed=seed, multi_task_kwargs=options)
 
 
 def make_env(names: Sequence[str], seed: int, envs_per_task: int = ENVS_PER_TASK) -> VecEnv:

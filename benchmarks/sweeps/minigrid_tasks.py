@@ -1,18 +1,23 @@
 """
 Compare GRPO with PPO and multi-head PPO on MiniGrid tasks, after the protocol of MOORE (https://arxiv.org/abs/2311.11385).
 
-The paper has figures of multi-head PPO and of mixtures of experts on these tasks.
-``python -m benchmarks.sweeps.minigrid_tasks`` runs what is missing and prints the table. 400,000 steps per task, the 7x7x3
-view as it is, a small network (convolutions of 16, 32 and 64 channels, one hidden layer of 128) for the actor and one for the
-critic, and MOORE's hyper-parameters. A score is the return divided by the return that can be achieved.
+The paper has figures of multi-head PPO and of mixtures of experts on three, five and seven tasks (MT3, MT5, MT7).
+``python -m benchmarks.sweeps.minigrid_tasks`` runs what is missing, prints the tables and draws the pictures. 400,000 steps
+per task, the 7x7x3 view as it is, a small network (convolutions of 16, 32 and 64 channels, one hidden layer of 128) for the
+actor and one for the critic, and MOORE's hyper-parameters, for all methods; nothing was tuned. A score is the return divided
+by the return that can be achieved. ``mt2`` is MT3 without MemoryS11, which an agent without memory cannot solve.
 
-EnvPool's environments are used where it is installed. There are 20 for each task, with rollouts of 100 steps; the committed
-rows are from four of MiniGrid's own for each task, with rollouts of 500 steps, which is the same number of steps of each task.
+EnvPool's environments are used where it is installed, 20 for each task, with rollouts of 100 steps. Tasks are sampled in
+MiniGrid's own environments. The part ``own`` has four of MiniGrid's own for each task, with rollouts of 500 steps, which is
+the same number of steps of each task: what MT3's figures would be with them.
 
 - PPO: as it is, the task beside the features
+- PPO, task sampling: tasks are drawn at reset, more often those that fall behind
 - multi-head PPO: the published baseline: a hidden layer and a head per task, advantages normalised by task; GRPO with fixed
   groups and without balance
-- GRPO: with its defaults, heads linear on a hidden layer that all tasks share
+- GRPO: with its defaults, heads linear on a hidden layer that all tasks share, which does not see the task
+- GRPO, task sampling: both
+- GRPO, starts with one group: the same heads, but all tasks share one until they contradict each other
 - GRPO, advantages normalised by task: as the baseline does
 
 The part ``sparse`` asks whether a task that is hardly ever solved at first is given up. It has the same tasks, half of the
@@ -21,33 +26,39 @@ steps, ten seeds, and one method more: GRPO with the advantages of each task div
 Seed 100 was used to choose what is compared, seeds 101 to 107 to choose the divisor of the advantages.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.lib.groups import events_of
-from benchmarks.lib.measures import describe
-from benchmarks.lib.minigrid import make_env
+from benchmarks.lib.groups import events_of, groups_of, weights_of
+from benchmarks.lib.minigrid import ENVS_PER_TASK, make_drawn_envs, make_env, make_python_envs
 from benchmarks.lib.plots import plot_curves
-from benchmarks.lib.rows import REDUCTIONS, Row, Run, by_method
+from benchmarks.lib.rows import Row, Run
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
 from benchmarks.lib.training import equal_parts, train_and_evaluate
 from benchmarks.lib.variants import OwnDeviationGRPO
 from benchmarks.lib.view_network import HiddenPerTask, ViewExtractor
-from sb3_grpo import GRPO, evaluate_groups
+from benchmarks.sweeps.minigrid_tables import draw_groups, draw_tasks, scores_table, sparse_table
+from sb3_grpo import GRPO, TaskSamplingCallback, evaluate_groups
 
-SEEDS = {"mt3": range(5), "sparse": range(10)}
 # achievable returns
-TASKS = {"MiniGrid-LavaGapS7-v0": 0.9633, "MiniGrid-RedBlueDoors-6x6-v0": 0.99, "MiniGrid-MemoryS11-v0": 0.9777}
-SUITES: dict[str, list[str]] = {"mt3": list(TASKS), "sparse": list(TASKS)}
-SPARSE_TASK = 1  # the one of them that is hardly ever solved at first
-GIVEN_UP = 0.1  # score below which a task is given up
+TASKS = {
+    "MiniGrid-LavaGapS7-v0": 0.9633,
+    "MiniGrid-RedBlueDoors-6x6-v0": 0.99,
+    "MiniGrid-MemoryS11-v0": 0.9777,
+    "MiniGrid-DoorKey-6x6-v0": 0.9725,
+    "MiniGrid-DistShift1-v0": 0.9607,
+    "MiniGrid-SimpleCrossingS9N2-v0": 0.9583,
+    "MiniGrid-MultiRoom-N2-S4-v0": 0.8875,
+}
+SUITES: dict[str, list[str]] = {f"mt{n_tasks}": list(TASKS)[:n_tasks] for n_tasks in (2, 3, 5, 7)}
 STEPS_PER_ROLLOUT = 2000  # per task
 EVAL_EPISODES = 16  # per task
 
@@ -76,7 +87,36 @@ def make_model(method: str, env: VecEnv, seed: int, **policy_kwargs: Any) -> OnP
     return algorithm("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs)
 
 
-def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_evaluations: int = 10) -> dict[str, Any]:
+class TaskShares(BaseCallback):
+    """
+    Count the steps of each task.
+
+    :param n_tasks: number of tasks
+    """
+
+    def __init__(self, n_tasks: int):
+        super().__init__()
+        self.counts = np.zeros(n_tasks, np.int64)
+
+    def _on_step(self) -> bool:
+        self.counts += np.bincount([info["task"] for info in self.locals["infos"]], minlength=len(self.counts))
+        return True
+
+    def take(self) -> list[float]:
+        """Return the share of each task since this was last called."""
+        shares = self.counts / self.counts.sum()
+        self.counts[:] = 0
+        return shares.round(4).tolist()
+
+
+def run(
+    suite: str,
+    method: str,
+    seed: int,
+    steps_per_task: int = 400_000,
+    n_evaluations: int = 10,
+    own_envs: int | None = None,
+) -> dict[str, Any]:
     """
     Train one model on all tasks of a suite, and evaluate each of them.
 
@@ -85,30 +125,62 @@ def run(suite: str, method: str, seed: int, steps_per_task: int = 400_000, n_eva
     :param seed: seed of model and environments
     :param steps_per_task: environment steps for each task
     :param n_evaluations: number of evaluations
-    :return: ``steps`` and ``returns`` of each evaluation, per task as shares of the return that can be achieved; of GRPO
-        ``events``
+    :param own_envs: number of MiniGrid's own environments for each task; ``None``: 20 of EnvPool's
+    :return: ``steps`` and ``returns`` of each evaluation, per task as shares of the return that can be achieved, with task
+        sampling ``shares``, those of each task in the steps since the last evaluation; of GRPO ``weights`` of each task at
+        each evaluation, ``events``, and ``cell_to_group``, the group of each task at the end
     """
     names = SUITES[suite]
-    model = make_model(method, make_env(names, seed), seed)
-    eval_env = make_env(names, seed + 10_000, EVAL_EPISODES)  # an episode in each
+    env = make_envs(names, seed, method in SAMPLED, own_envs)
+    model = make_model(method, env, seed)
+    # an episode in each
+    eval_env = make_env(names, seed + 10_000, EVAL_EPISODES)
+    shares, weights, counter = [], [], TaskShares(len(names))
 
     def evaluate(index: int) -> list[float]:
         found = evaluate_groups(model, eval_env, EVAL_EPISODES * len(names), deterministic=False)
+        if method in SAMPLED:
+            shares.append(counter.take())
+        if isinstance(model, GRPO):
+            weights.append(weights_of(model))
         return [found[task].mean / TASKS[name] for task, name in enumerate(names)]
 
-    result = train_and_evaluate(model, equal_parts(steps_per_task * len(names), n_evaluations), evaluate)
+    callbacks = [TaskSamplingCallback(), counter] if method in SAMPLED else None
+    result = train_and_evaluate(model, equal_parts(steps_per_task * len(names), n_evaluations), evaluate, callbacks)
+    if method in SAMPLED:
+        result["shares"] = shares
     if isinstance(model, GRPO):
-        result["events"] = events_of(model)
+        result |= dict(weights=weights, events=events_of(model), cell_to_group=groups_of(model))
     return result
+
+
+def make_envs(names: Sequence[str], seed: int, sampled: bool, own_envs: int | None) -> VecEnv:
+    """
+    Return the environments of a training.
+
+    :param names: registered names of the tasks
+    :param seed: seed of the first environment
+    :param sampled: whether tasks are drawn at reset; else each environment has its own
+    :param own_envs: number of MiniGrid's own environments for each task; ``None``: 20 of EnvPool's
+    """
+    if sampled:
+        return make_drawn_envs(names, seed, ENVS_PER_TASK)
+    return make_env(names, seed) if own_envs is None else make_python_envs(names, seed, own_envs)
 
 
 NETWORK: dict[str, Any] = dict(
     features_extractor_class=ViewExtractor, share_features_extractor=False, net_arch=[], normalize_images=False
 )
 HEADS: dict[str, Any] = dict(router="discrete", router_kwargs=dict(key="task", hide=True), policy_kwargs=NETWORK)
-ALGORITHMS: dict[str, type[PPO]] = {"PPO": PPO, "GRPO, advantages divided by their own deviation": OwnDeviationGRPO}
+ALGORITHMS: dict[str, type[PPO]] = {
+    "PPO": PPO,
+    "PPO, task sampling": PPO,
+    "GRPO, advantages divided by their own deviation": OwnDeviationGRPO,
+}
+SAMPLED = ("PPO, task sampling", "GRPO, task sampling")
 METHODS: dict[str, dict[str, Any]] = {
     "PPO": dict(policy_kwargs=NETWORK),
+    "PPO, task sampling": dict(policy_kwargs=NETWORK),
     "multi-head PPO": dict(
         router="discrete",
         router_kwargs=dict(key="task"),
@@ -119,72 +191,73 @@ METHODS: dict[str, dict[str, Any]] = {
         policy_kwargs={**NETWORK, "features_extractor_class": HiddenPerTask},
     ),
     "GRPO": HEADS,
+    "GRPO, task sampling": HEADS,
+    "GRPO, starts with one group": dict(n_groups=1, **HEADS),
     "GRPO, advantages normalised by task": dict(normalize_advantage="group", **HEADS),
     "GRPO, advantages divided by their own deviation": dict(normalize_advantage="group", **HEADS),
 }
-# methods of each suite, and arguments of its runs
-PARTS: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "mt3": (["PPO", "multi-head PPO", "GRPO", "GRPO, advantages normalised by task"], {}),
-    "sparse": ([method for method in METHODS if method != "multi-head PPO"], dict(steps_per_task=200_000)),
+COMPARED = (
+    "PPO",
+    "GRPO",
+    "multi-head PPO",
+    "GRPO, task sampling",
+    "PPO, task sampling",
+    "GRPO, starts with one group",
+)
+BY_TASK = ("GRPO, advantages normalised by task", "GRPO, advantages divided by their own deviation")
+
+
+class Part(NamedTuple):
+    """A suite, methods, seeds, and other arguments of the runs."""
+
+    suite: str
+    methods: Sequence[str]
+    seeds: range
+    kwargs: Mapping[str, Any] = {}
+
+
+PARTS: dict[str, Part] = {
+    **{suite: Part(suite, COMPARED, range(10)) for suite in SUITES},
+    "sparse": Part("mt3", ("PPO", "GRPO", *BY_TASK), range(10), dict(steps_per_task=200_000)),
+    "own": Part("mt3", ("PPO", "multi-head PPO", "GRPO", BY_TASK[0]), range(5), dict(own_envs=4)),
 }
 
 
-def make_runs(suite: str, seeds: Sequence[int]) -> list[Run]:
+def make_runs(part: str, seeds: Sequence[int]) -> list[Run]:
     """
-    Return the runs of all methods of a suite.
+    Return the runs of all methods of a part.
 
-    :param suite: a name of :data:`SUITES`
+    :param part: a name of :data:`PARTS`
     :param seeds: seeds of the runs
     """
-    methods, given = PARTS[suite]
+    suite, methods, _, given = PARTS[part]
     return [dict(suite=suite, method=method, seed=seed, **given) for seed in seeds for method in methods]
 
 
-def scores_table(rows: list[Row], suite: str) -> Table:
+def part_table(rows: list[Row], part: str) -> Table:
     """
-    Return the table of scores by method.
+    Return the table of a part.
 
-    :param rows: rows of a suite
-    :param suite: a name of :data:`SUITES`
+    :param rows: rows of the part
+    :param part: a name of :data:`PARTS`
     """
-    columns = (f"{name.removeprefix('MiniGrid-').removesuffix('-v0')}, end" for name in SUITES[suite])
-    reduced = (f"{name}, {when}" for name in REDUCTIONS for when in ("half way", "end", "second half"))
-    table = Table("method", "seeds", *reduced, *columns, title=suite)
-    for method, own in by_method(rows, METHODS).items():
-        returns = np.array([row["result"]["returns"] for row in own])  # by run, evaluation and task
-        half = returns.shape[1] // 2
-        # an evaluation has few episodes: the mean over the second half is the least noisy of the three
-        scores = (returns[:, half - 1], returns[:, -1], returns[:, half:].mean(axis=1))
-        values = [reduce(score, axis=1) for reduce in REDUCTIONS.values() for score in scores]
-        table.add_row(method, str(len(own)), *(describe(column, 2) for column in (*values, *returns[:, -1].T)))
-    return table
-
-
-def sparse_table(rows: list[Row]) -> Table:
-    """
-    Return the table of how often each method gave up the sparse task, and of the scores after training.
-
-    :param rows: rows of the suite ``sparse``
-    """
-    columns = ("given up", "sparse task, end", *(f"{name}, end" for name in REDUCTIONS))
-    table = Table("method", "seeds", *columns, title="sparse")
-    for method, own in by_method(rows, METHODS).items():
-        end = np.array([row["result"]["returns"][-1] for row in own])  # by run and task
-        n_given_up = int((end[:, SPARSE_TASK] < GIVEN_UP).sum())
-        values = [end[:, SPARSE_TASK], *(reduce(end, axis=1) for reduce in REDUCTIONS.values())]
-        table.add_row(method, str(len(own)), f"{n_given_up} of {len(own)}", *(describe(column, 2) for column in values))
-    return table
+    if part == "sparse":
+        return sparse_table(rows, METHODS)
+    return scores_table(rows, SUITES[PARTS[part].suite], METHODS, part)
 
 
 def main() -> None:
-    """Run the suites that the command line names, print their tables and draw their pictures."""
-    arguments = parse_parts(__doc__, SUITES)
-    for suite in arguments.parts:
-        runs = make_runs(suite, arguments.seeds or SEEDS[suite])
-        rows = run_part(run, runs, f"minigrid_{suite}", arguments, steps_per_task=2000, n_evaluations=1)
-        Console(width=200).print(sparse_table(rows) if suite == "sparse" else scores_table(rows, suite))
-        path = result_folder(arguments) / f"minigrid_{suite}.png"
-        plot_curves(rows, METHODS, "return, 1: achievable", (-0.05, 1.05), path)
+    """Run the parts that the command line names, print their tables and draw their pictures."""
+    arguments = parse_parts(__doc__, PARTS)
+    for part in arguments.parts:
+        names, folder = SUITES[PARTS[part].suite], result_folder(arguments)
+        runs = make_runs(part, arguments.seeds or PARTS[part].seeds)
+        rows = run_part(run, runs, f"minigrid_{part}", arguments, steps_per_task=2000, n_evaluations=2)
+        Console(width=220).print(part_table(rows, part))
+        plot_curves(rows, METHODS, "return, 1: achievable", (-0.05, 1.05), folder / f"minigrid_{part}.png")
+        if part in SUITES:
+            draw_tasks(rows, names, METHODS, folder / f"minigrid_{part}_tasks.png")
+            draw_groups(rows, names, METHODS, folder / f"minigrid_{part}_groups.png")
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def run(
     """
     model = make_model(problem, method, seed)
     total_timesteps = total_timesteps or PROBLEMS[problem].total_timesteps
-    eval_env = LeanVecEnv([make_env(problem)])
+    eval_env = LeanVecEnv([make_env(problem)] * eval_episodes)  # an episode in each
     eval_env.seed(seed + 10_000)
     frequency = total_timesteps // n_evaluations // N_ENVS
     options: dict[str, Any] = dict(n_eval_episodes=eval_episodes, deterministic=False, verbose=0)

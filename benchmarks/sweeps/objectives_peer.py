@@ -79,7 +79,7 @@ def run(problem: str, method: str, seed: int, total_timesteps: int | None = None
     assert method == PEER
     vector = importlib.import_module("mo_gymnasium.wrappers.vector")
     peer = importlib.import_module("morl_baselines.single_policy.ser.nl_mo_ppo")
-    env_id, _, steps, kwargs, _ = PROBLEMS[problem]
+    env_id, _, steps, kwargs, *_ = PROBLEMS[problem]
     steps = total_timesteps or steps
     th.manual_seed(seed)
 

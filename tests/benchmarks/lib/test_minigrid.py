@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from vec_env.recording import assert_same_observation
 
 from benchmarks.lib import minigrid
-from benchmarks.lib.minigrid import PoolView, make_env, make_pools, make_python_envs, remember_views
+from benchmarks.lib.minigrid import PoolView, make_drawn_envs, make_env, make_pools, make_python_envs, remember_views
 from benchmarks.sweeps.minigrid_tasks import METHODS, TASKS
 from sb3_grpo import evaluate_groups
 
@@ -42,18 +42,47 @@ def test_remembered_views_are_those_drawn_anew(name):
         np.testing.assert_array_equal(obs["image"], remembered["image"])
         remembered["image"][:] = 255  # what is returned is the caller's
         ended = any(outcome[1:])
-    assert draw.call_count < 1000
+    assert 100 < draw.call_count < 2000
+
+
+def test_environments_that_draw_tasks_are_those_of_minigrid():
+    """An environment that plays one task only is MiniGrid's, also where others have seen the same views."""
+    names = [EMPTY, *NAMES[:1]]
+    drawn = make_drawn_envs(names, 0, 2)
+    theirs = make_python_envs(names, 0, 2)
+    assert drawn.observation_space == theirs.observation_space
+    for index in range(4):
+        drawn.env_method("set_task", index // 2, indices=index)
+    # both seed environment i with i
+    for (obs, *outcome), (other, *others) in zip(
+        *(zip(*play(env, 300)[:3], strict=False) for env in (drawn, theirs)), strict=True
+    ):
+        assert_same_observation(obs, other)
+        np.testing.assert_array_equal(outcome, others)
+
+
+def test_no_more_views_are_remembered_than_allowed(monkeypatch):
+    monkeypatch.setattr(minigrid, "MAX_REMEMBERED", 10)
+    drawn: dict[Any, Any] = {}
+    env = remember_views(gym.make("minigrid:MiniGrid-SimpleCrossingS9N2-v0"), drawn)
+    sizes = []
+    for seed in range(50):
+        env.reset(seed=seed)
+        env.step(0)
+        sizes.append(len(drawn))
+    assert max(sizes) <= 10
+    assert max(sizes) > 5
 
 
 def play(env, n_steps, seed=0):
-    """Observations, rewards, ends and infos of a policy that turns, walks, and opens doors."""
+    """Observations, rewards, ends and infos of a policy that turns, walks, picks up, and opens doors."""
     observations: list[Any] = [env.reset()]
     rewards: list[Any] = []
     dones: list[Any] = []
     infos: list[Any] = []
     rng = np.random.default_rng(seed)
     for _ in range(n_steps):
-        obs, *outcome = env.step(rng.choice([0, 1, 2, 5], p=[0.2, 0.2, 0.5, 0.1], size=env.num_envs))
+        obs, *outcome = env.step(rng.choice([0, 1, 2, 3, 5], p=[0.2, 0.2, 0.4, 0.1, 0.1], size=env.num_envs))
         observations.append(obs)
         for values, value in zip((rewards, dones, infos), outcome, strict=True):
             values.append(value)
@@ -81,7 +110,9 @@ class TestPools:
             info, other = mine[3][t][i], theirs[3][t][i]
             assert_same_observation(info["terminal_observation"]["view"], other["terminal_observation"]["view"])
             assert info["terminal_observation"]["task"] == info["task"] == other["task"] == i // 2
-            assert info["TimeLimit.truncated"] == other["TimeLimit.truncated"]
+            # a goal in the very last step is a truncation too for EnvPool
+            if theirs[1][t, i] == 0:
+                assert info["TimeLimit.truncated"] == other["TimeLimit.truncated"]
             assert info["episode"]["l"] == other["episode"]["l"]
             assert info["episode"]["r"] == pytest.approx(other["episode"]["r"], abs=1e-6)
             truncated.add(info["TimeLimit.truncated"])
@@ -118,13 +149,14 @@ class TestPools:
             np.testing.assert_allclose(paid[:, 0], 1 - 0.9 * paid[:, 1] / limit, atol=1e-5)
             assert episodes[:, 1].max() <= limit
             for t, i in zip(*np.nonzero(dones), strict=True):
-                assert infos[t][i]["TimeLimit.truncated"] == (infos[t][i]["episode"]["l"] == limit and rewards[t, i] == 0)
+                if infos[t][i]["episode"]["l"] < limit or rewards[t, i] == 0:
+                    assert infos[t][i]["TimeLimit.truncated"] == (infos[t][i]["episode"]["l"] == limit)
             cells = {cell.tobytes() for obs in observations[::5] for cell in np.moveaxis(obs["view"], 1, -1).reshape(-1, 3)}
             found.append((episodes, cells))
         (mine, my_cells), (theirs, their_cells) = found
         assert my_cells == their_cells
         errors = np.sqrt(mine.var(0) / len(mine) + theirs.var(0) / len(theirs))
-        assert (abs(mine.mean(0) - theirs.mean(0)) < 3.5 * errors).all()
+        assert (abs(mine.mean(0) - theirs.mean(0)) <= 3.5 * errors).all()
 
     def test_a_model_is_evaluated_by_task(self):
         env = make_pools([EMPTY, *NAMES[:1]], 0, 2)

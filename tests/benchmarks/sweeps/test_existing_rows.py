@@ -30,13 +30,14 @@ NOT_RUN = {
     "balance_drawn_large": 30,
     "balancing_rules_wide": 15,
     "head_to_head_thresholds": 60,
-    "minigrid_mt3": 4,
+    "minigrid_own": 4,
+    **{f"minigrid_{suite}": 60 for suite in minigrid_tasks.SUITES},
     "minigrid_sparse": 40,
     "regrouping_long": 10,
     "eight_tasks_fixed": 80,
     "gridworlds_linear": 190,
     "critic_free_classic": 75,
-    "objectives_cheetah": 127,
+    "objectives_cheetah": 119,
 }
 
 
@@ -45,7 +46,7 @@ RUNS: dict[str, list[Run]] = {
     **{f"balancing_rules_{part}": balancing_rules.make_runs(part, seeds) for part, seeds in balancing_rules.SEEDS.items()},
     **{f"regrouping_{part}": make(seeds) for part, (_, make, seeds) in regrouping.PARTS.items()},
     **{f"head_to_head_{part}": make(None) for part, (_, make) in head_to_head.PARTS.items()},
-    **{f"minigrid_{suite}": minigrid_tasks.make_runs(suite, seeds) for suite, seeds in minigrid_tasks.SEEDS.items()},
+    **{f"minigrid_{name}": minigrid_tasks.make_runs(name, part.seeds) for name, part in minigrid_tasks.PARTS.items()},
     **{f"eight_tasks_{part}": eight_tasks.make_runs(part, eight_tasks.SEEDS) for part in ("fixed", "fixed_large", "scales")},
     "gridworlds_linear": gridworlds.make_runs("linear", gridworlds.SEEDS),
     "critic_free_classic": critic_free.make_runs("classic", critic_free.SEEDS),
