@@ -48,7 +48,8 @@ class GroupEvalCallback(EvalCallback):
     """
     Evaluate as SB3's ``EvalCallback`` does, and log each task and the worst of them.
 
-    The tags are ``eval/task_0`` ..., or have the task's name, and ``eval/worst_reward``. Where the environment does not
+    The tags are ``eval/task_0`` ..., or have the task's name, and ``eval/worst_reward``; ``eval/task_0_success_rate`` ...
+    where episodes end with ``info["is_success"]``, as for ``EvalCallback``. Where the environment does not
     report ``info["task"]``, the cells of the model's router take the place of tasks. Where it has several objectives these
     do, as ``eval/objective_speed``, and all that is said of tasks below is true of them.
 
@@ -169,14 +170,19 @@ class GroupEvalCallback(EvalCallback):
             self._log_tasks()
 
     def _log_tasks(self) -> None:
-        keys = {f"{self._collector.prefix}_{task}": evaluation.mean for task, evaluation in self.last_evaluation.items()}
+        keys: dict[str, float] = {}
+        for task, evaluation in self.last_evaluation.items():
+            key = f"{self._collector.prefix}_{task}"
+            keys[key] = evaluation.mean
+            if evaluation.success_rate is not None:
+                keys[f"{key}_success_rate"] = evaluation.success_rate
         printed = len(keys) <= MAX_PRINTED_TASKS
         for output in self.logger.output_formats if printed else []:
             if isinstance(output, HumanOutputFormat):
                 # it would cut names off, and refuse those that are the same then; it indents them by 3
                 output.max_length = max([output.max_length, *(3 + len(key) for key in keys)])
-        for key, mean in keys.items():
-            self.logger.record(f"eval/{key}", mean, None if printed else "stdout")
+        for key, value in keys.items():
+            self.logger.record(f"eval/{key}", value, None if printed else "stdout")
         if self._compares:
             self.logger.record("eval/worst_reward", self.last_worst_reward)
 

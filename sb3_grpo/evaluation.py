@@ -29,11 +29,12 @@ class GroupEvaluation(NamedTuple):
     std: float  #: population standard deviation of the returns
     mean_length: float  #: steps
     n_episodes: int  #: episodes that were played
+    success_rate: float | None = None  #: share with ``info["is_success"]`` at the end; ``None``: environments do not tell
 
 
 class EpisodeCollector:
     """
-    Record the return and length of each episode by task, as a callback of SB3's ``evaluate_policy``.
+    Record the return, length and success of each episode by task, as a callback of SB3's ``evaluate_policy``.
 
     The task of an episode is ``info["task"]``, or without it the cell of the episode's first observation. If all
     environments change their tasks and have ``set_task`` (as those of this package), the tasks are scheduled round-robin
@@ -49,6 +50,7 @@ class EpisodeCollector:
         self.model = model
         self.env = env
         self.episodes: dict[TaskLabel, list[tuple[float, int]]] = {}  # return and length of each episode
+        self.successes: dict[TaskLabel, list[bool]] = {}  # of the episodes that end with info["is_success"]
         self._first_cells = np.zeros(env.num_envs, dtype=int)
         self._names = task_names_of(env)
         self._choices = task_choices(env)  # to be restored; empty: tasks are not scheduled
@@ -109,6 +111,8 @@ class EpisodeCollector:
         if self._names and task in range(len(self._names)):
             task = self._names[task]
         self.episodes.setdefault(task, []).append((episode_return, length))
+        if info.get("is_success") is not None:
+            self.successes.setdefault(task, []).append(bool(info["is_success"]))
 
     def _cells(self, observations: Any) -> np.ndarray:
         policy: Any = getattr(self.model, "policy", self.model)
@@ -122,8 +126,9 @@ class EpisodeCollector:
         summary = {}
         for task in self._in_order():
             returns, lengths = np.array(self.episodes[task]).T
+            success_rate = float(np.mean(self.successes[task])) if task in self.successes else None
             summary[task] = GroupEvaluation(
-                float(returns.mean()), float(returns.std()), float(lengths.mean()), len(self.episodes[task])
+                float(returns.mean()), float(returns.std()), float(lengths.mean()), len(self.episodes[task]), success_rate
             )
         return summary
 
@@ -265,8 +270,8 @@ def evaluate_groups(
         set) or of environments if it is smaller
     :param deterministic: whether to use deterministic actions
     :param warn: whether to warn if the environment has no ``Monitor`` wrapper, as ``evaluate_policy`` does
-    :return: mean and standard deviation of the returns, mean length and number of episodes, by name of the task or its
-        label in ``info``, number of the cell or name of the objective, for those that were played
+    :return: mean and standard deviation of the returns, mean length, number of episodes and share of successes, by name of
+        the task or its label in ``info``, number of the cell or name of the objective, for those that were played
     :raises ValueError: if ``n_eval_episodes`` is below 1, if there is neither ``info["task"]`` nor a router, or if a label is
         neither a finite number nor a string
     """

@@ -35,6 +35,22 @@ def counting(**kwargs):
     return Monitor(CountingEnv(**kwargs))
 
 
+class SucceedingEnv(CountingEnv):
+    """Every other episode of task 1 is a success, or nothing is told."""
+
+    def __init__(self, tells=True):
+        super().__init__()
+        self.tells, self.n_ended = tells, 0
+
+    def step(self, action):
+        obs, reward, done, truncated, info = super().step(action)
+        if done:
+            self.n_ended += 1
+            if self.tells:
+                info["is_success"] = info["task"] == 1 and self.n_ended % 4 == 0
+        return obs, reward, done, truncated, info
+
+
 def choosable(length, n_tasks=6, **kwargs):
     """Episodes of this many steps in every task."""
     return lambda: Monitor(ChoosableEnv(pay=tuple(range(n_tasks)), length=(length,) * n_tasks, **kwargs))
@@ -104,6 +120,24 @@ class TestEvaluateGroups:
         result = evaluate_groups(model, Monitor(Alternating(pay=(1.0,), length=(2,))), n_eval_episodes=4)
         # returns 2, 6, 2, 6
         assert result == {0: GroupEvaluation(4.0, 2.0, 2.0, 4)}
+
+    def test_successes_are_counted_by_task(self, ppo):
+        """Task 1 succeeds in every other of its episodes, task 0 never."""
+        found = evaluate_groups(ppo, Monitor(SucceedingEnv()), n_eval_episodes=8)
+        assert [(task, result.success_rate, result.n_episodes) for task, result in found.items()] == [(0, 0.0, 4), (1, 0.5, 4)]
+        silent = evaluate_groups(ppo, Monitor(SucceedingEnv(tells=False)), n_eval_episodes=8)
+        assert [result.success_rate for result in silent.values()] == [None, None]
+
+    def test_success_rates_are_logged(self, ppo, tmp_path):
+        logger = configure(str(tmp_path), ["json"])
+        ppo.set_logger(logger)
+        callback = GroupEvalCallback(Monitor(SucceedingEnv()), n_eval_episodes=8, eval_freq=8, verbose=0)
+        ppo.learn(8, callback)
+        logger.close()
+        logged = json.loads((tmp_path / "progress.json").read_text().splitlines()[0])
+        assert (logged["eval/task_0_success_rate"], logged["eval/task_1_success_rate"]) == (0.0, 0.5)
+        assert logged["eval/success_rate"] == 0.25
+        assert logged["eval/task_1"] == 10
 
     def test_reward_scale_is_part_of_the_return(self, grpo):
         env = TaskCartPole(tasks=[{}, {"reward_scale": 10.0}])
