@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
 # every table and picture of docs/results.md
-SWEEPS := balance balancing_rules critic_free delayed_rewards eight_tasks gridworlds regrouping head_to_head minigrid_tasks objectives options own_environments
+SWEEPS := balance balancing_rules critic_free delayed_rewards eight_tasks gridworlds regrouping head_to_head meta_world minigrid_tasks objectives options own_environments
 SMOKE := benchmark_smoke
 # it asks for pygame, whose files would replace those of the pygame-ce that Gymnasium and MiniGrid ask for
 WITHOUT_DEPENDENCIES := "mo-gymnasium>=1.3,<2"

@@ -24,6 +24,7 @@ from benchmarks.sweeps import (
     delayed_rewards,
     eight_tasks,
     gridworlds,
+    meta_world,
     minigrid_tasks,
     objectives,
     options,
@@ -191,6 +192,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     **{f"objectives {p}": of_rows(f"objectives_{p}", objectives.objectives_table, p) for p in objectives.PROBLEMS},
     "objectives merges": of_rows("objectives_copies", objectives.merges_table, "copies"),
     "own environments": of_rows("own_environments", own_environments.returns_table),
+    "meta world": of_rows("meta_world", meta_world.success_table),
     **{f"minigrid {p}": of_rows(f"minigrid_{p}", minigrid_tasks.part_table, p) for p in minigrid_tasks.PARTS},
 }
 

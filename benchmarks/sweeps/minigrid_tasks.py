@@ -29,11 +29,9 @@ Seed 100 was used to choose what is compared, seeds 101 to 107 to choose the div
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -42,7 +40,7 @@ from benchmarks.lib.minigrid import ENVS_PER_TASK, make_drawn_envs, make_env, ma
 from benchmarks.lib.plots import plot_curves
 from benchmarks.lib.rows import Row, Run
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
-from benchmarks.lib.training import equal_parts, train_and_evaluate
+from benchmarks.lib.training import TaskShares, equal_parts, train_and_evaluate
 from benchmarks.lib.variants import OwnDeviationGRPO
 from benchmarks.lib.view_network import HiddenPerTask, ViewExtractor
 from benchmarks.sweeps.minigrid_tables import draw_groups, draw_tasks, scores_table, sparse_table
@@ -85,28 +83,6 @@ def make_model(method: str, env: VecEnv, seed: int, **policy_kwargs: Any) -> OnP
     )
     algorithm = ALGORITHMS.get(method, GRPO)
     return algorithm("MultiInputPolicy", env, seed=seed, device="cpu", **kwargs)
-
-
-class TaskShares(BaseCallback):
-    """
-    Count the steps of each task.
-
-    :param n_tasks: number of tasks
-    """
-
-    def __init__(self, n_tasks: int):
-        super().__init__()
-        self.counts = np.zeros(n_tasks, np.int64)
-
-    def _on_step(self) -> bool:
-        self.counts += np.bincount([info["task"] for info in self.locals["infos"]], minlength=len(self.counts))
-        return True
-
-    def take(self) -> list[float]:
-        """Return the share of each task since this was last called."""
-        shares = self.counts / self.counts.sum()
-        self.counts[:] = 0
-        return shares.round(4).tolist()
 
 
 def run(

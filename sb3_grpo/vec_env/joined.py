@@ -20,9 +20,9 @@ class JoinedVecEnv(VecEnv):
     Several ``VecEnv`` as one, for any algorithm of SB3; the environments are in the order of ``vec_envs``.
 
     All of them begin a step before one of them is waited for. With ``tasks`` each ``VecEnv`` is a task. The observation
-    shows its number, as routers find it: a Dict has it as ``"task"`` (router ``"discrete"``), a Box of shape ``(n,)`` as
-    one-hot columns behind its own (router ``"one_hot"``). ``info["task"]`` holds its label in every step, which
-    ``evaluate_groups`` reads.
+    shows its number, as ``router="task"`` finds it: a Dict has it as ``"task"`` (router ``"discrete"``), a Box of shape
+    ``(n,)`` as one-hot columns behind its own (router ``"one_hot"``). ``info["task"]`` holds its label in every step, which
+    ``evaluate_groups`` reads. Labels that are names are the groups' names, too.
 
     :param vec_envs: with equal spaces; Tuple observations are not supported
     :param tasks: labels of the tasks, one for each ``VecEnv``: names or numbers; None: observations and infos stay as they
@@ -87,9 +87,11 @@ class JoinedVecEnv(VecEnv):
         return [image for vec_env in self.vec_envs for image in vec_env.get_images()]
 
     def has_attr(self, attr_name: str) -> bool:
-        return all(vec_env.has_attr(attr_name) for vec_env in self.vec_envs)
+        return attr_name in self.display.attributes or all(vec_env.has_attr(attr_name) for vec_env in self.vec_envs)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        if attr_name in self.display.attributes:
+            return [self.display.attributes[attr_name] for _ in self._get_indices(indices)]
         return self._ask(indices, lambda vec_env, own: vec_env.get_attr(attr_name, own))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

@@ -22,6 +22,7 @@ class TaskDisplay:
 
     def __init__(self, observation_space: spaces.Space):
         self.observation_space = observation_space
+        self.attributes: dict[str, Any] = {}  # what environments say of their tasks, see `sb3_grpo.env_tasks`
 
     def mark(self, observations: Any) -> Any:
         """
@@ -53,6 +54,8 @@ class LabelledDisplay(TaskDisplay, ABC):
         super().__init__(observation_space)
         self.numbers = numbers
         self.labels = [labels[number] for number in numbers]
+        has_names = all(isinstance(label, str) for label in labels)
+        self.attributes = {"task_names": list(labels) if has_names else None, "task_columns": None}
 
     def mark_infos(self, infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
         marked = [{**info, TASK: label} for info, label in zip(infos, self.labels, strict=True)]
@@ -101,6 +104,7 @@ class BoxDisplay(LabelledDisplay):
 
     def __init__(self, space: spaces.Box, numbers: np.ndarray, labels: Sequence[TaskLabel]):
         super().__init__(with_columns(space, len(labels)), numbers, labels)
+        self.attributes["task_columns"] = (space.shape[0], space.shape[0] + len(labels))
         self.columns = np.eye(len(labels), dtype=space.dtype)[numbers]
 
     def mark(self, observations: Any) -> Any:

@@ -8,7 +8,7 @@ from gymnasium.vector import SyncVectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
-from tiny_envs import CountingEnv, RandomEnv
+from tiny_envs import ChoosableEnv, CountingEnv, RandomEnv
 from vec_env.recording import assert_same_observation, assert_same_record, draw_actions, play
 
 from sb3_grpo import GRPO, GroupEvalCallback, JoinedVecEnv, adapt_vector_env, evaluate_groups
@@ -205,6 +205,29 @@ def test_task_as_columns():
     assert [info["terminal_observation"].tolist() for _, _, info in record.ended()][:2] == [[3, 1, 1, 0], [3, 5, 0, 1]]
 
 
+def test_tasks_with_numbers_have_no_names():
+    model = GRPO("MlpPolicy", joined([paid(1), paid(5, 6)], tasks=[7, 8]), router="task", n_steps=12, batch_size=12)
+    assert [(group.cells, group.name) for group in model.groups] == [([0], None), ([1], None)]
+
+
+@pytest.mark.parametrize("labels", [None, ["cheap", "dear"], [7, 8]])
+def test_what_environments_say_of_their_tasks_is_what_the_whole_says(labels):
+    """Tasks within the joined environments are not those of the whole."""
+
+    class Named(ChoosableEnv):
+        task_names, task_columns = ("walk", "turn"), (1, 3)
+
+    env = joined([DummyVecEnv([Named]), DummyVecEnv([Named, Named])], tasks=labels)
+    expected = {
+        "task_names": ("walk", "turn") if labels is None else ["cheap", "dear"] if labels[0] == "cheap" else None,
+        "task_columns": (1, 3) if labels is None else (3, 5),
+    }
+    for name, value in expected.items():
+        assert env.has_attr(name)
+        assert env.get_attr(name) == [value] * 3
+        assert env.get_attr(name, [2]) == [value]
+
+
 def test_without_tasks_infos_are_left_alone():
     record = play(joined([DummyVecEnv([CountingEnv]), DummyVecEnv([CountingEnv])]), n_steps=4)
     assert [infos[0]["task"] for infos in record.infos] == [0, 0, 0, 1]
@@ -212,13 +235,20 @@ def test_without_tasks_infos_are_left_alone():
 
 @pytest.mark.parametrize(
     ("algorithm", "router", "as_dict"),
-    [(PPO, {}, True), (PPO, {}, False), (GRPO, "discrete", True), (GRPO, "one_hot", False)],
+    [
+        (PPO, {}, True),
+        (PPO, {}, False),
+        (GRPO, "discrete", True),
+        (GRPO, "one_hot", False),
+        (GRPO, "task", True),
+        (GRPO, "task", False),
+    ],
 )
 def test_training_and_evaluation_by_task(algorithm, router, as_dict):
     def make():
         return VecMonitor(joined([paid(1, 1, as_dict=as_dict), paid(4, as_dict=as_dict)], tasks=["cheap", "dear"]))
 
-    grouped = {"discrete": dict(key="task"), "one_hot": dict(columns=(2, 4))}
+    grouped = {"discrete": dict(key="task"), "one_hot": dict(columns=(2, 4)), "task": {}}
     kwargs = dict(router=router, router_kwargs=grouped[router]) if router else {}
     policy = "MultiInputPolicy" if as_dict else "MlpPolicy"
     model = algorithm(policy, make(), n_steps=12, batch_size=12, seed=0, device="cpu", **kwargs)
@@ -229,6 +259,7 @@ def test_training_and_evaluation_by_task(algorithm, router, as_dict):
     assert callback.best_mean_reward == 6  # over six episodes
     if router:
         assert [(group.cells, group.steps) for group in model.groups] == [([0], 24), ([1], 12)]
+        assert [group.name for group in model.groups] == (["cheap", "dear"] if router == "task" else [None, None])
 
 
 def test_training_is_that_of_dummy_vec_env():

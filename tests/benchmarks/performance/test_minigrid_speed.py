@@ -5,14 +5,14 @@ import torch as th
 
 from benchmarks.lib.minigrid import make_python_envs
 from benchmarks.performance.minigrid_speed import SETTINGS, EachView, speed_table
-from benchmarks.sweeps.minigrid_tasks import TASKS, make_model
+from benchmarks.sweeps.minigrid_tasks import SUITES, make_model
 
 
 # the protocol's minibatches do not divide its rollouts
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size of 768")
 @pytest.mark.parametrize("method", ["PPO", "GRPO"])
 def test_both_networks_compute_the_same(method):
-    env: Any = make_python_envs(list(TASKS), 0, 1)
+    env: Any = make_python_envs(SUITES["mt3"], 0, 1)
     models = [make_model(method, env, 0), make_model(method, env, 0, features_extractor_class=EachView)]
     obs, _ = models[0].policy.obs_to_tensor(env.reset())
     for training in (True, False):

@@ -9,6 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList
 
 from benchmarks.lib.minigrid import make_drawn_envs, make_env
+from benchmarks.lib.training import TaskShares
 from benchmarks.lib.variants import OwnDeviationGRPO
 from benchmarks.sweeps import minigrid_tables, minigrid_tasks
 from sb3_grpo import GRPO
@@ -78,17 +79,19 @@ def test_steps_of_each_task_are_counted() -> None:
     env = make_drawn_envs(MT3[:2], 0, 2)
     for index, task in enumerate((0, 1, 1, 1)):
         env.env_method("set_task", task, indices=index)
-    counter = minigrid_tasks.TaskShares(2)
+    counter = TaskShares(2)
     model = PPO("MultiInputPolicy", env, n_steps=8, batch_size=32, device="cpu", **minigrid_tasks.METHODS["PPO"])
     model.learn(32, CallbackList([counter]))
     assert counter.take() == [0.25, 0.75]
     assert counter.counts.sum() == 0
 
 
-def test_a_short_run_of_each_kind(tmp_path: Path) -> None:
+def test_a_short_run_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture needs what a run returns: with sampling the shares of the tasks, of GRPO their weights and groups."""
+    for name, value in dict(STEPS_PER_ROLLOUT=64, ENVS_PER_TASK=4, EVAL_EPISODES=1).items():
+        monkeypatch.setattr(minigrid_tasks, name, value)
     runs = [run for run in minigrid_tasks.make_runs("mt2", [0]) if run["method"] in ("PPO", "GRPO, task sampling")]
-    rows = [{"run": run, "result": minigrid_tasks.run(**run, steps_per_task=2000, n_evaluations=1)} for run in runs]
+    rows = [{"run": run, "result": minigrid_tasks.run(**run, steps_per_task=128, n_evaluations=1)} for run in runs]
     plain, sampled = (row["result"] for row in rows)
     assert set(plain) == {"steps", "returns"}
     assert sum(sampled["shares"][0]) == pytest.approx(1)
