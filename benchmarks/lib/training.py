@@ -20,28 +20,6 @@ class Method(NamedTuple):
     callbacks: Sequence[Callable[[], BaseCallback]] = ()
 
 
-class TaskShares(BaseCallback):
-    """
-    Count the steps of each task.
-
-    :param n_tasks: number of tasks
-    """
-
-    def __init__(self, n_tasks: int):
-        super().__init__()
-        self.counts = np.zeros(n_tasks, np.int64)
-
-    def _on_step(self) -> bool:
-        self.counts += np.bincount([info["task"] for info in self.locals["infos"]], minlength=len(self.counts))
-        return True
-
-    def take(self) -> list[float]:
-        """Return the share of each task since this was last called."""
-        shares = self.counts / self.counts.sum()
-        self.counts[:] = 0
-        return shares.round(4).tolist()
-
-
 def train_and_evaluate(
     model: OnPolicyAlgorithm,
     parts: Sequence[int],

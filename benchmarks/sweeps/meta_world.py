@@ -27,15 +27,15 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from benchmarks.lib.groups import events_of, groups_of, weights_of
 from benchmarks.lib.measures import describe
 from benchmarks.lib.meta_world import TASKS, make_drawn_envs, make_fixed_envs
 from benchmarks.lib.plots import plot_curves
 from benchmarks.lib.rows import Row, Run, by_method
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
-from benchmarks.lib.training import TaskShares, equal_parts, train_and_evaluate
+from benchmarks.lib.task_training import train_by_task
+from benchmarks.lib.training import equal_parts
 from benchmarks.sweeps.minigrid_tables import draw_groups, draw_tasks
-from sb3_grpo import GRPO, TaskSamplingCallback, evaluate_groups
+from sb3_grpo import GRPO, evaluate_groups
 
 SEEDS = range(5)
 ENVS_PER_TASK = 2
@@ -90,30 +90,20 @@ def run(
     :param total_timesteps: environment steps
     :param n_evaluations: number of evaluations
     :param eval_episodes: number of episodes of each task in an evaluation
-    :return: ``steps`` and ``returns`` of each evaluation: the share of episodes in which each task is solved; ``shares`` and
-        what GRPO does, as :func:`benchmarks.sweeps.minigrid_tasks.run`
+    :return: what :func:`benchmarks.lib.task_training.train_by_task` returns; ``returns`` are the shares of episodes in which
+        each task is solved
     """
     sampled = method in SAMPLED
     n_envs = ENVS_PER_TASK * len(TASKS)
     model = make_model(method, make_drawn_envs(seed, n_envs) if sampled else make_fixed_envs(seed, ENVS_PER_TASK), seed)
     eval_env = make_fixed_envs(seed + 10_000, eval_episodes)  # an episode in each
-    shares, weights, counter = [], [], TaskShares(len(TASKS))
 
-    def evaluate(index: int) -> list[float]:
+    def evaluate() -> list[float]:
         found = evaluate_groups(model, eval_env, eval_episodes * len(TASKS), deterministic=False)
-        if sampled:
-            shares.append(counter.take())
-        if isinstance(model, GRPO):
-            weights.append(weights_of(model))
         return [found[task].success_rate or 0.0 for task in TASKS]
 
-    callbacks = [TaskSamplingCallback(), counter] if sampled else None
-    result = train_and_evaluate(model, equal_parts(total_timesteps, n_evaluations), evaluate, callbacks)
-    if sampled:
-        result["shares"] = shares
-    if isinstance(model, GRPO):
-        result |= dict(weights=weights, events=events_of(model), cell_to_group=groups_of(model))
-    return result
+    parts = equal_parts(total_timesteps, n_evaluations)
+    return train_by_task(model, parts, evaluate, len(TASKS) if sampled else None)
 
 
 def make_runs(seeds: Sequence[int]) -> list[Run]:

@@ -32,19 +32,18 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from benchmarks.lib.groups import events_of, groups_of, weights_of
 from benchmarks.lib.minigrid import ENVS_PER_TASK, make_drawn_envs, make_env, make_python_envs
 from benchmarks.lib.plots import plot_curves
 from benchmarks.lib.rows import Row, Run
 from benchmarks.lib.sweep import parse_parts, result_folder, run_part
-from benchmarks.lib.training import TaskShares, equal_parts, train_and_evaluate
+from benchmarks.lib.task_training import train_by_task
+from benchmarks.lib.training import equal_parts
 from benchmarks.lib.variants import OwnDeviationGRPO
 from benchmarks.lib.view_network import HiddenPerTask, ViewExtractor
 from benchmarks.sweeps.minigrid_tables import draw_groups, draw_tasks, scores_table, sparse_table
-from sb3_grpo import GRPO, TaskSamplingCallback, evaluate_groups
+from sb3_grpo import GRPO, evaluate_groups
 
 # achievable returns
 TASKS = {
@@ -61,7 +60,7 @@ STEPS_PER_ROLLOUT = 2000  # per task
 EVAL_EPISODES = 16  # per task
 
 
-def make_model(method: str, env: VecEnv, seed: int, **policy_kwargs: Any) -> OnPolicyAlgorithm:
+def make_model(method: str, env: VecEnv, seed: int, **policy_kwargs: Any) -> PPO:
     """
     Return a model with the hyper-parameters of the protocol, whose rollout has 2000 steps of each task.
 
@@ -102,32 +101,21 @@ def run(
     :param steps_per_task: environment steps for each task
     :param n_evaluations: number of evaluations
     :param own_envs: number of MiniGrid's own environments for each task; ``None``: 20 of EnvPool's
-    :return: ``steps`` and ``returns`` of each evaluation, per task as shares of the return that can be achieved, with task
-        sampling ``shares``, those of each task in the steps since the last evaluation; of GRPO ``weights`` of each task at
-        each evaluation, ``events``, and ``cell_to_group``, the group of each task at the end
+    :return: what :func:`benchmarks.lib.task_training.train_by_task` returns; ``returns`` are shares of the return that can
+        be achieved
     """
     names = SUITES[suite]
     env = make_envs(names, seed, method in SAMPLED, own_envs)
     model = make_model(method, env, seed)
     # an episode in each
     eval_env = make_env(names, seed + 10_000, EVAL_EPISODES)
-    shares, weights, counter = [], [], TaskShares(len(names))
 
-    def evaluate(index: int) -> list[float]:
+    def evaluate() -> list[float]:
         found = evaluate_groups(model, eval_env, EVAL_EPISODES * len(names), deterministic=False)
-        if method in SAMPLED:
-            shares.append(counter.take())
-        if isinstance(model, GRPO):
-            weights.append(weights_of(model))
         return [found[task].mean / TASKS[name] for task, name in enumerate(names)]
 
-    callbacks = [TaskSamplingCallback(), counter] if method in SAMPLED else None
-    result = train_and_evaluate(model, equal_parts(steps_per_task * len(names), n_evaluations), evaluate, callbacks)
-    if method in SAMPLED:
-        result["shares"] = shares
-    if isinstance(model, GRPO):
-        result |= dict(weights=weights, events=events_of(model), cell_to_group=groups_of(model))
-    return result
+    parts = equal_parts(steps_per_task * len(names), n_evaluations)
+    return train_by_task(model, parts, evaluate, len(names) if method in SAMPLED else None)
 
 
 def make_envs(names: Sequence[str], seed: int, sampled: bool, own_envs: int | None) -> VecEnv:

@@ -9,7 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CallbackList
 
 from benchmarks.lib.minigrid import make_drawn_envs, make_env
-from benchmarks.lib.training import TaskShares
+from benchmarks.lib.task_training import TaskShares
 from benchmarks.lib.variants import OwnDeviationGRPO
 from benchmarks.sweeps import minigrid_tables, minigrid_tasks
 from sb3_grpo import GRPO
