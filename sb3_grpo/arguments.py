@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import nn
 
-from sb3_grpo.balancing import BALANCERS
+from sb3_grpo.balancing import BALANCERS, Balancer
 from sb3_grpo.buffers import GroupBufferMixin
 from sb3_grpo.envs.entries import TASK
 from sb3_grpo.episode_arguments import check_estimator
@@ -108,7 +108,7 @@ RULES: dict[str, Rule | KeyOf] = {
     "kl_coef": NOT_NEGATIVE,
     "ref_update_freq": or_none(integer_from(1)),
     "ref_tau": Rule("above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1),
-    "balancer": KeyOf(BALANCERS),
+    "balancer": KeyOf(BALANCERS, may_be_none=True),
     "group_score": KeyOf(SCORES, may_be_none=True),
     "group_targets": TARGETS,
     "group_scale": choice("std", "range"),
@@ -171,8 +171,8 @@ class GroupArguments:
     kl_coef: float
     ref_update_freq: int | None
     ref_tau: float
-    balancer: str
-    group_coef: float | Schedule | str
+    balancer: str | None
+    group_coef: float | Schedule | str | None
     group_score: str | None
     group_targets: Targets | None
     group_scale: Literal["std", "range"]
@@ -235,7 +235,7 @@ def check_arguments(values: Mapping[str, Any]) -> None:
     if "observation_space" in values:
         check_spaces(values["observation_space"], values["action_space"])
         check_dict_policy(values["observation_space"], values["policy_class"], values["policy_kwargs"] or {})
-    if "group_coef" in values:
+    if values.get("group_coef") is not None:
         make_group_coef_schedule(values["group_coef"])
     for name, rule in {"learning_rate": FINITE, "clip_range": NOT_NAN, "clip_range_vf": NOT_NAN}.items():
         if callable(values.get(name)):
@@ -365,6 +365,24 @@ def make_group_coef_schedule(group_coef: float | Schedule | str) -> Callable[[fl
         ) from error
     check_group_coef(first)
     return schedule
+
+
+def make_balancer(balancer: str | None, group_coef: float | Schedule | str | None, group_by: str, score: str) -> Balancer:
+    """
+    Make what the arguments ``balancer`` and ``group_coef`` stand for.
+
+    :param balancer: key of ``BALANCERS``; ``None``: the penalty, but the odds for objectives that are compared by gaps
+    :param group_coef: as :func:`make_group_coef_schedule` takes it; ``None``: the default of the rule
+    :param group_by: what groups consist of
+    :param score: what they are compared by, from :func:`name_of_score`
+    :raises ValueError: as :func:`make_group_coef_schedule` does
+    """
+    if balancer is None:
+        # of scores in other units than gaps it would depend on the unit how strong the odds are
+        balancer = "gap_odds" if (group_by, score) == ("objectives", "gap") else "relative_penalty"
+    rule = BALANCERS[balancer]
+    schedule = make_group_coef_schedule(rule.DEFAULT_COEF if group_coef is None else group_coef)
+    return rule(lambda progress: group_coef_at(schedule, progress))
 
 
 def name_of_score(group_score: str | None, group_by: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Balancer(ABC):
 
     :param group_coef: strength of the balance as a function of the remaining progress (from 1 to 0), at least 0
     """
+
+    DEFAULT_COEF: ClassVar[float] = 0.05  #: strength where none is given
 
     def __init__(self, group_coef: Callable[[float], float]):
         self.group_coef = group_coef
@@ -72,11 +74,12 @@ class GapOdds(Balancer):
 
     With ``group_score="gap"`` these are the odds that the sampling rule of DRATS (https://arxiv.org/abs/2605.14350) moves
     towards, with ``group_coef`` 16 in its public code. It gives nearly all effort to the groups with the largest gaps, also
-    to those that have not had a success yet: meant for :class:`~sb3_grpo.task_sampling.TaskSamplingCallback`. Of objectives
-    (``group_by="objectives"``), of which none is without rewards for long, it balances the gaps more closely than
-    :class:`RelativePenalty`, with ``group_coef`` about 5.
+    to those that have not had a success yet: meant for :class:`~sb3_grpo.task_sampling.TaskSamplingCallback`. Objectives
+    (``group_by="objectives"``), of which none is without rewards for long, are balanced more closely by it than by
+    :class:`RelativePenalty`: it is their default where they are compared by gaps, with ``group_coef`` 5.
     """
 
+    DEFAULT_COEF = 5.0
     FLOOR = 0.01
 
     def __call__(self, scores: GroupScores, progress_remaining: float) -> GroupWeights:

@@ -21,14 +21,13 @@ from sb3_grpo.arguments import (
     check_classes,
     check_learn_arguments,
     finite_schedule_value,
-    group_coef_at,
     keep_group_arguments,
-    make_group_coef_schedule,
+    make_balancer,
     name_of_score,
     policy_refusal,
     schedule_value,
 )
-from sb3_grpo.balancing import BALANCERS, GroupWeights
+from sb3_grpo.balancing import GroupWeights
 from sb3_grpo.buffers import GroupBufferMixin, GroupDictRolloutBuffer, GroupRolloutBuffer, Rollout
 from sb3_grpo.callbacks import RegroupCallback, tell_interrupted, with_callbacks
 from sb3_grpo.diagnostics import GroupRecord, group_records, log_groups, log_policy, log_update
@@ -131,10 +130,12 @@ class GRPO(ModelFiles):
         with which the first training began
     :param ref_tau: share of the policy in what the reference policy becomes, above 0, at most 1
     :param balancer: rule by which groups are weighed, a key of :data:`sb3_grpo.balancing.BALANCERS`:
-        ``"relative_penalty"``, the penalty of the loss above
+        ``"relative_penalty"``, the penalty of the loss above, or ``"gap_odds"``. ``None``: the former, but the latter for
+        objectives that are compared by gaps
     :param group_coef: lambda, how strongly groups that are behind are favoured: a number, a function of the
         remaining progress (from 1 to 0), or ``"lin_0.05"`` (from 0.05 linearly to 0). At least 0, which is no balancing;
-        where the cap binds (``groups/coef_effective`` stays below ``group_coef``) a larger value changes nothing.
+        where the cap binds (``groups/coef_effective`` stays below ``group_coef``) a larger value changes nothing. ``None``:
+        the balancer's ``DEFAULT_COEF``, 0.05 for the penalty, 5 for the odds
     :param group_score: what groups are compared by, a key of :data:`sb3_grpo.scores.SCORES`: ``"return"`` (mean
         return-to-go of their steps) or ``"reward"`` (mean reward), both in units of the group's rewards; ``"gap"`` (how
         near episodes come to ``group_targets``, or to the best episode so far); ``"raw_return"`` (in the rewards' unit).
@@ -207,8 +208,8 @@ class GRPO(ModelFiles):
         kl_coef: float = 0.0,
         ref_update_freq: int | None = None,
         ref_tau: float = 1.0,
-        balancer: str = "relative_penalty",
-        group_coef: float | Schedule | str = 0.05,
+        balancer: str | None = None,
+        group_coef: float | Schedule | str | None = None,
         group_score: str | None = None,
         group_targets: Targets | None = None,
         group_scale: Literal["std", "range"] = "std",
@@ -269,9 +270,8 @@ class GRPO(ModelFiles):
         """Make what the arguments name, and what must fit the optimizer."""
         if self.compile:
             check_plain_adam(self.policy.optimizer)
-        schedule = make_group_coef_schedule(self.group_coef)
-        self._balancer = BALANCERS[self.balancer](lambda progress: group_coef_at(schedule, progress))
         score = name_of_score(self.group_score, self.group_by)
+        self._balancer = make_balancer(self.balancer, self.group_coef, self.group_by, score)
         self._score = SCORES[score](target_ranges(self.group_targets, len(self._kind.cell_to_group), self.cell_names))
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:

@@ -11,7 +11,6 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_grpo.arguments import RULES
 from sb3_grpo.balancing import BALANCERS
 from sb3_grpo.env_tasks import env_has, task_names_of
 from sb3_grpo.estimators import ESTIMATORS
@@ -179,7 +178,7 @@ class TaskSamplingCallback(RolloutRecorder):
         super().__init__(verbose)
         check("group_coef", NOT_NEGATIVE, group_coef)
         check("uniform_share", UNIFORM_SHARE, uniform_share)
-        check("balancer", RULES["balancer"], balancer)
+        check("balancer", KeyOf(BALANCERS), balancer)
         check("group_score", KeyOf(SCORES), group_score)
         check("group_targets", TARGETS, group_targets)
         check_targets(group_targets, group_score)

@@ -73,7 +73,7 @@ BAD: dict[str, tuple[str, list[Any]]] = {
     "kl_coef": ("finite and at least 0", [-0.1, NAN, INF, "0", None]),
     "ref_update_freq": ("an integer of at least 1, or None", [0, -1, 1.5, "1"]),
     "ref_tau": ("above 0 and at most 1", [0, -0.1, 1.1, NAN, "1", None]),
-    "balancer": (f"one of {list(BALANCERS)}", ["penalty", None, True, RelativePenalty]),
+    "balancer": (f"one of {list(BALANCERS)}, or None", ["penalty", True, RelativePenalty]),
     "group_score": (f"one of {list(SCORES)}, or None", ["returns", "", True, ["gap"], ReturnScore]),
     "group_by": ("one of ['decisions', 'objectives']", ["objective", "", None, True, ["objectives"]]),
     "group_targets": (
