@@ -210,7 +210,7 @@ def test_a_file_that_names_what_is_not_there_is_refused(tmp_path, monkeypatch):
         make_model(group_score="toy", group_targets=WANTED).save(tmp_path / "model")
     with pytest.raises(ValueError, match=re.escape(f"`advantage_estimator` must be one of {list(ESTIMATORS)}, got 'toy'")):
         GRPO.load(tmp_path / "model", device="cpu")
-    with pytest.raises(ValueError, match=re.escape(f"`balancer` must be one of {list(BALANCERS)}, got 'toy'")):
+    with pytest.raises(ValueError, match=re.escape(f"`balancer` must be one of {list(BALANCERS)}, or None, got 'toy'")):
         make_model(advantage_estimator="gae")
     with pytest.raises(ValueError, match=re.escape(f"`group_score` must be one of {list(SCORES)}, or None, got 'toy'")):
         make_model(advantage_estimator="gae", balancer="relative_penalty", group_score="toy")

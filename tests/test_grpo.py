@@ -64,6 +64,15 @@ class TestReproducibility:
         )
         assert not same_tensors(plain, changed)
 
+    @pytest.mark.parametrize("given", [{}, dict(group_score="gap"), dict(balancer="relative_penalty")])
+    def test_groups_of_decisions_have_the_penalty_by_default(self, given):
+        """Also where gaps are compared, which objectives balance by odds."""
+        found, expected = (
+            tensors(make_model(make_counting_vec_env(), **COUNTING, **{**given, **each}).learn(256))
+            for each in ({}, dict(balancer="relative_penalty", group_coef=0.05))
+        )
+        assert same_tensors(found, expected)
+
     def test_lambda_zero_leaves_all_weights_at_one(self):
         model = make_model(make_counting_vec_env(), **COUNTING, group_coef=0.0).learn(128)
         assert [record.weight for record in model.groups] == [1.0, 1.0]
@@ -457,7 +466,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     (dict(group_coef="lin_-0.1"), r"`group_coef` must be finite and at least 0, got -0.1"),
     (dict(group_coef="exp_0.1"), r"`group_coef` must be a number, a schedule or a string like \"lin_0.05\", got 'exp_0.1'"),
     (dict(group_coef="lin_much"), r"`group_coef` must be .* got 'lin_much'"),
-    (dict(group_coef=None), r"`group_coef` must be .* got None"),
+    (dict(group_coef="0.05"), r"`group_coef` must be .* got '0.05'"),
     (dict(router="nearest"), r"`router` must be one of .* got 'nearest'"),
     (dict(router_kwargs=dict(cells=3)), r"`router_kwargs` .*'cells': 3.* do not fit router 'random'"),
     (dict(group_score="median"), r"`group_score` must be one of \['return', .*\], or None, got 'median'"),

@@ -112,7 +112,6 @@ ALLOWED: dict[str, set[str] | None] = {
     "callbacks": {"evaluation", "interrupts", "plots", "regroup_plan", "regrouping", "rules", "saving", "tensorboard"},
     "episode_log": {"env_tasks", "envs"},
     "task_sampling": {
-        "arguments",
         "balancing",
         "env_tasks",
         "estimators",

@@ -66,6 +66,39 @@ def test_where_the_unit_matters(kwargs: dict[str, Any]) -> None:
     assert any(np.abs(actor(other)[name] - value).max() > 1e-4 for name, value in actor(one).items())
 
 
+ODDS: dict[str, Any] = dict(balancer="gap_odds", group_coef=5.0)
+PENALTY: dict[str, Any] = dict(balancer="relative_penalty", group_coef=0.05)
+TARGETS: dict[str, Any] = dict(group_targets=[(0, 10), (-5, 0), (0, 20)])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant", "other"),
+    [
+        (TARGETS, ODDS, PENALTY),
+        (dict(group_score="gap", **TARGETS), ODDS, PENALTY),
+        # odds of other scores would depend on their unit
+        (dict(group_score="raw_return"), PENALTY, ODDS),
+        (dict(balancer="relative_penalty", **TARGETS), PENALTY, ODDS),
+        (dict(group_score="raw_return", balancer="gap_odds"), ODDS, PENALTY),
+        (dict(group_coef=3.0, **TARGETS), dict(balancer="gap_odds", group_coef=3.0), ODDS),
+    ],
+)
+def test_what_balances_objectives_by_default(given: dict[str, Any], meant: dict[str, Any], other: dict[str, Any]) -> None:
+    found, expected, different = (actor(make_model(**{**given, **each}).learn(6 * N_STEPS)) for each in ({}, meant, other))
+    assert all((found[name] == value).all() for name, value in expected.items())
+    assert any((found[name] != value).any() for name, value in different.items())
+
+
+def test_odds_by_hand() -> None:
+    """Weights of the last rollout from the gaps: e to the 5 times the gap, in relation to the mean."""
+    model = make_model(**TARGETS).learn(6 * N_STEPS)
+    gaps = -np.array([record.score for record in model.groups])
+    odds = np.exp(5 * gaps)
+    weights = [record.weight for record in model.groups]
+    assert np.ptp(weights) > 0.1
+    np.testing.assert_allclose(weights, 3 * odds / odds.sum(), rtol=1e-6)
+
+
 def test_without_normalisation_and_balance_it_is_the_sum() -> None:
     """Advantages of the sum are the sum of the advantages: the first update is PPO's, but for what the critics learn."""
     kwargs: dict[str, Any] = dict(n_steps=N_STEPS, batch_size=64, n_epochs=1, seed=0, device="cpu", vf_coef=0.0)
