@@ -109,6 +109,8 @@ def draw_tasks(rows: list[Row], names: Sequence[str], methods: Iterable[str], pa
             draw_band(panel, steps_of(found[method]), values.T, short(name), alpha=0.12, linestyle="--")
         if method in found:
             panel.legend(fontsize=6)
+    for panel in panels[len(names) + len(levers) :]:
+        panel.set_visible(False)
     panels[0].legend(fontsize=6)
     for panel in panels:
         panel.grid(alpha=0.3)

@@ -216,7 +216,7 @@ def main() -> None:
     for part in arguments.parts:
         names, folder = SUITES[PARTS[part].suite], result_folder(arguments)
         runs = make_runs(part, arguments.seeds or PARTS[part].seeds)
-        rows = run_part(run, runs, f"minigrid_{part}", arguments, steps_per_task=2000, n_evaluations=2)
+        rows = run_part(run, runs, f"minigrid_{part}", arguments, steps_per_task=2000, n_evaluations=1)
         Console(width=220).print(part_table(rows, part))
         plot_curves(rows, METHODS, "return, 1: achievable", (-0.05, 1.05), folder / f"minigrid_{part}.png")
         if part in SUITES:
