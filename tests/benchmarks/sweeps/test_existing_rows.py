@@ -39,7 +39,6 @@ NOT_RUN = {
     "eight_tasks_fixed": 80,
     "gridworlds_linear": 190,
     "critic_free_classic": 75,
-    "objectives_cheetah": 38,
 }
 
 
