@@ -176,7 +176,7 @@ class GroupEvalCallback(EvalCallback):
             keys[key] = evaluation.mean
             if evaluation.success_rate is not None:
                 keys[f"{key}_success_rate"] = evaluation.success_rate
-        printed = len(keys) <= MAX_PRINTED_TASKS
+        printed = len(self.last_evaluation) <= MAX_PRINTED_TASKS
         for output in self.logger.output_formats if printed else []:
             if isinstance(output, HumanOutputFormat):
                 # it would cut names off, and refuse those that are the same then; it indents them by 3

@@ -139,6 +139,19 @@ class TestEvaluateGroups:
         assert logged["eval/success_rate"] == 0.25
         assert logged["eval/task_1"] == 10
 
+    def test_as_many_tasks_are_printed_with_success_rates_as_without(self, capsys):
+        class Succeeding(CountingEnv):
+            def step(self, action):
+                obs, reward, done, truncated, info = super().step(action)
+                return obs, reward, done, truncated, {**info, "is_success": done}
+
+        env = Succeeding(pay=(1.0,) * 8, length=(1,) * 8)
+        model = PPO("MlpPolicy", env, n_steps=8, batch_size=8)
+        model.set_logger(configure(None, ["stdout"]))
+        model.learn(8, GroupEvalCallback(Monitor(env), n_eval_episodes=8, eval_freq=8, verbose=0))
+        printed = capsys.readouterr().out
+        assert "task_7_success_rate" in printed
+
     def test_reward_scale_is_part_of_the_return(self, grpo):
         env = TaskCartPole(tasks=[{}, {"reward_scale": 10.0}])
         model = PPO("MlpPolicy", env, seed=0)
