@@ -29,7 +29,6 @@ from benchmarks.sweeps import (
 # parts whose runs were not all made, and how many are missing
 NOT_RUN = {
     "balance_drawn_large": 30,
-    "balancing_rules_wide": 15,
     "head_to_head_thresholds": 60,
     "meta_world": 30,
     "minigrid_own": 4,
