@@ -38,6 +38,7 @@ NOT_RUN = {
     "eight_tasks_fixed": 80,
     "gridworlds_linear": 190,
     "critic_free_classic": 75,
+    "critic_free_sizes": 252,
 }
 
 
@@ -50,7 +51,7 @@ RUNS: dict[str, list[Run]] = {
     **{f"minigrid_{name}": minigrid_tasks.make_runs(name, part.seeds) for name, part in minigrid_tasks.PARTS.items()},
     **{f"eight_tasks_{part}": eight_tasks.make_runs(part, eight_tasks.SEEDS) for part in ("fixed", "fixed_large", "scales")},
     "gridworlds_linear": gridworlds.make_runs("linear", gridworlds.SEEDS),
-    "critic_free_classic": critic_free.make_runs("classic", critic_free.SEEDS),
+    **{f"critic_free_{part}": critic_free.make_runs(part, critic_free.SEEDS) for part in ("classic", "sizes")},
     "delayed_rewards": delayed_rewards.make_runs(delayed_rewards.SEEDS),
     **{
         f"objectives_{problem}": objectives.make_runs(problem, objectives.seeds_of(problem)) for problem in objectives.PROBLEMS
