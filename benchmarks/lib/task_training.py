@@ -48,16 +48,16 @@ def train_by_task(
         last evaluation; of GRPO ``weights`` of each task at each evaluation, ``events``, and ``cell_to_group``, the group of
         each task at the end
     """
-    counter = TaskShares(sampled_tasks or 0)
+    counter = None if sampled_tasks is None else TaskShares(sampled_tasks)
     moved: dict[str, list[list[float]]] = {}
 
     def evaluate_and_record(_: int) -> list[float]:
-        if sampled_tasks is not None:
+        if counter is not None:
             moved.setdefault("shares", []).append(counter.take())
         if isinstance(model, GRPO):
             moved.setdefault("weights", []).append(weights_of(model))
         return evaluate()
 
-    callbacks = None if sampled_tasks is None else [TaskSamplingCallback(), counter]
+    callbacks = None if counter is None else [TaskSamplingCallback(), counter]
     result = train_and_evaluate(model, parts, evaluate_and_record, callbacks) | moved
     return result | dict(events=events_of(model), cell_to_group=groups_of(model)) if isinstance(model, GRPO) else result

@@ -57,7 +57,7 @@ class Problem(NamedTuple):
     total_timesteps: int
     kwargs: Mapping[str, Any]
     copies: tuple[float, ...] = ()  # of the first objective: standard deviation of the noise in each step
-    factor: float = 1.0  # of PPO's reward with fixed weights: its value network learns nothing where rewards are tiny
+    factor: float = 1.0  # of PPO's reward with fixed weights, whose value network is not made for tiny rewards
 
     def all_ranges(self) -> dict[str, tuple[float, float]]:
         """Return the ranges of the objectives and of the copies."""
