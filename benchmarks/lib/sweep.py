@@ -115,7 +115,12 @@ def parse_parts(description: str | None, parts: Iterable[str]) -> argparse.Names
     parser.add_argument("--parts", nargs="*", choices=list(parts), default=list(parts))
     parser.add_argument("--seeds", nargs="*", type=int, help="default: those of the tables")
     parser.add_argument(
-        "--only", nargs="*", type=name_and_value, default=[], metavar="NAME=VALUE", help="runs with these arguments only"
+        "--only",
+        nargs="*",
+        type=name_and_value,
+        default=[],
+        metavar="NAME=VALUE",
+        help="only runs in which each argument has one of its values",
     )
     parser.add_argument("--jobs", type=int, default=2, help="number of processes on this machine")
     parser.add_argument("--ray", action="store_true", help="run on a Ray cluster")
@@ -160,7 +165,10 @@ def run_part(
     :param short: arguments that replace those of a run with ``--smoke``, so that it ends within seconds
     :raises ValueError: if ``--only`` leaves no run
     """
-    runs = [run for run in runs if all(str(run.get(argument)) == value for argument, value in arguments.only)]
+    wanted: dict[str, set[str]] = {}
+    for argument, value in arguments.only:
+        wanted.setdefault(argument, set()).add(value)
+    runs = [run for run in runs if all(str(run.get(argument)) in values for argument, values in wanted.items())]
     if not runs:
         raise ValueError(f"`--only` must leave some runs of {name}, got {arguments.only}")
     if arguments.smoke:

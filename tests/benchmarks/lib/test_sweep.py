@@ -47,6 +47,7 @@ class TestSweep:
             return [row["run"] for row in run_part(square, runs, "rows", parse_parts(None, ["rows"]))]
 
         assert run("x=2", "seed=1") == [{"x": 2, "seed": 1}]
+        assert run("x=2", "x=1", "seed=0") == [{"x": 1, "seed": 0}, {"x": 2, "seed": 0}]
         # a smoke run is one of the first seed, and of each kind
         assert run() == [{"x": 1, "seed": 0}, {"x": 2, "seed": 0}]
         runs = [{**given, "coef": coef} for given in runs for coef in (0.5, 0.0)]
