@@ -1,5 +1,5 @@
 """
-Fill the tables of ``docs/results.md`` and ``docs/zoo.md`` from the result rows, and draw the pictures.
+Fill the tables of ``docs/results.md``, ``docs/multi_task.md`` and ``docs/zoo.md`` from the result rows, and draw the pictures.
 
 ``python -m benchmarks.report`` reads ``benchmarks/results``; ``--results FOLDER --docs FOLDER`` read other rows and write
 other pages. A marker is a line ``<!-- table: NAME -->``, with a name of :data:`TABLES`; the table goes to ``<!-- end -->``.
@@ -45,7 +45,7 @@ from benchmarks.sweeps.head_to_head_tables import (
 )
 
 DOCS = ROOT / "docs"
-PAGES = (DOCS / "results.md", DOCS / "zoo.md")
+PAGES = (DOCS / "results.md", DOCS / "multi_task.md", DOCS / "zoo.md")
 MARKED = re.compile(r"(<!-- table: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Line = tuple[str, ...]
@@ -194,6 +194,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "own environments": of_rows("own_environments", own_environments.returns_table),
     "meta world": of_rows("meta_world", meta_world.success_table),
     **{f"minigrid {p}": of_rows(f"minigrid_{p}", minigrid_tasks.part_table, p) for p in minigrid_tasks.PARTS},
+    **{f"minigrid {p} tasks": of_rows(f"minigrid_{p}", minigrid_tasks.part_tasks_table, p) for p in minigrid_tasks.PARTS},
 }
 
 

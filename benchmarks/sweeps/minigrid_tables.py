@@ -14,7 +14,10 @@ from benchmarks.lib.plots import draw_band, save
 from benchmarks.lib.rows import REDUCTIONS, Row, by_method
 
 SPARSE_TASK = 1  # of MT3: the one that is hardly ever solved at first
+NEEDS_MEMORY = "MiniGrid-MemoryS11-v0"  # agents without memory can do no better than guess
 GIVEN_UP = 0.1  # score below which a task is given up
+# what moves the effort of methods, an entry of their results
+LEVERS = {"GRPO": "weights", "GRPO, targets": "weights", "PPO, task sampling": "shares", "GRPO, task sampling": "shares"}
 
 
 def short(name: str) -> str:
@@ -45,6 +48,17 @@ def given_up(scores: np.ndarray) -> np.ndarray:
     return (scores[:, scores.shape[1] // 2 :] == 0).all(axis=1)
 
 
+def second_half(scores: np.ndarray) -> np.ndarray:
+    """
+    Return the mean score of each task over the second half of the evaluations, by run and task.
+
+    An evaluation has few episodes, of which these are many.
+
+    :param scores: by run, evaluation and task
+    """
+    return scores[:, scores.shape[1] // 2 :].mean(axis=1)
+
+
 def scores_table(rows: list[Row], names: Sequence[str], methods: Iterable[str], title: str) -> Table:
     """
     Return the table of scores by method.
@@ -54,17 +68,33 @@ def scores_table(rows: list[Row], names: Sequence[str], methods: Iterable[str], 
     :param methods: methods in the order of the table
     :param title: title of the table
     """
-    columns = (f"{short(name)}, end" for name in names)
     reduced = (f"{name}, {when}" for name in REDUCTIONS for when in ("half way", "end", "second half"))
-    table = Table("method", "seeds", *reduced, *columns, "runs that give up a task", title=title)
+    solvable = [task for task, name in enumerate(names) if name != NEEDS_MEMORY]
+    without = [f"worst but {short(NEEDS_MEMORY)}, second half"] if len(solvable) < len(names) else []
+    columns = ("method", "seeds", *reduced, *without, "runs that give up a task", "minutes a run")
+    table = Table(*columns, title=title)
     for method, own in by_method(rows, methods).items():
         returns = scores_of(own)
-        half = returns.shape[1] // 2
-        # an evaluation has few episodes: the mean over the second half is the least noisy of the three
-        scores = (returns[:, half - 1], returns[:, -1], returns[:, half:].mean(axis=1))
+        scores = (returns[:, returns.shape[1] // 2 - 1], returns[:, -1], second_half(returns))
         values = [reduce(score, axis=1) for reduce in REDUCTIONS.values() for score in scores]
-        cells = (describe(column, 2) for column in (*values, *returns[:, -1].T))
-        table.add_row(method, str(len(own)), *cells, str(given_up(returns).any(axis=1).sum()))
+        values += [scores[-1][:, solvable].min(axis=1) for _ in without]
+        cells = (describe(column, 2) for column in values)
+        minutes = np.median([row["seconds"] for row in own]) / 60
+        table.add_row(method, str(len(own)), *cells, str(given_up(returns).any(axis=1).sum()), f"{minutes:.0f}")
+    return table
+
+
+def tasks_table(rows: list[Row], names: Sequence[str], methods: Iterable[str]) -> Table:
+    """
+    Return the table of each task's score over the second half of training by method.
+
+    :param rows: rows of a part
+    :param names: registered names of the tasks
+    :param methods: methods in the order of the table
+    """
+    table = Table("method", *map(short, names), title="each task, second half")
+    for method, own in by_method(rows, methods).items():
+        table.add_row(method, *(describe(scores, 2) for scores in second_half(scores_of(own)).T))
     return table
 
 
@@ -95,20 +125,20 @@ def draw_tasks(rows: list[Row], names: Sequence[str], methods: Iterable[str], pa
     :param path: PNG file
     """
     found = by_method(rows, methods)
-    figure, axes = plt.subplots(2, -(-(len(names) + 3) // 2), figsize=(16, 6.4), layout="constrained", squeeze=False)
+    levers = {method: lever for method, lever in LEVERS.items() if method in found}
+    n_columns = -(-(len(names) + len(levers)) // 2)
+    figure, axes = plt.subplots(2, n_columns, figsize=(16, 6.4), layout="constrained", squeeze=False)
     panels: list[Axes] = axes.ravel().tolist()
     for task, name in enumerate(names):
         for method, own in found.items():
             draw_band(panels[task], steps_of(own), scores_of(own)[:, :, task].T, method, alpha=0.12)
         panels[task].set(title=short(name), ylim=(-0.05, 1.05))
-    levers = {"GRPO": "weights", "PPO, task sampling": "shares", "GRPO, task sampling": "shares"}
     for panel, (method, lever) in zip(panels[len(names) :], levers.items(), strict=False):
         panel.set_title(f"{lever} in {method}")
-        for task, name in enumerate(names if method in found else ()):
+        for task, name in enumerate(names):
             values = np.array([row["result"][lever] for row in found[method]])[:, :, task]
             draw_band(panel, steps_of(found[method]), values.T, short(name), alpha=0.12, linestyle="--")
-        if method in found:
-            panel.legend(fontsize=6)
+        panel.legend(fontsize=6)
     for panel in panels[len(names) + len(levers) :]:
         panel.set_visible(False)
     panels[0].legend(fontsize=6)

@@ -32,7 +32,7 @@ NOT_RUN = {
     "head_to_head_thresholds": 60,
     "meta_world": 30,
     "minigrid_own": 4,
-    **{f"minigrid_{suite}": 60 for suite in minigrid_tasks.SUITES},
+    **{f"minigrid_{suite}": 70 for suite in minigrid_tasks.SUITES},
     "minigrid_sparse": 40,
     "regrouping_long": 10,
     "eight_tasks_fixed": 80,

@@ -38,10 +38,16 @@ def test_the_best_possible_returns() -> None:
 
 def test_table_has_half_way_end_and_second_half() -> None:
     result = {"returns": [[0.9, 0.9, 0.9], [0.0, 0.2, 0.4], [0.5, 0.1, 0.6], [0.3, 0.6, 0.9]]}
-    table = minigrid_tables.scores_table([{"run": {"method": "PPO"}, "result": result}], MT3, ["PPO"], "mt3")
+    rows = [{"run": {"method": "PPO"}, "result": result, "seconds": 170}]
+    table = minigrid_tables.scores_table(rows, MT3, ["PPO"], "mt3")
     cells = [str(next(iter(column.cells))) for column in table.columns]
-    # of the last two evaluations task by task: 0.4, 0.35 and 0.75
-    assert cells == ["PPO", "1", "0.00", "0.30", "0.35", "0.20", "0.60", "0.50", "0.30", "0.60", "0.90", "0"]
+    # of the last two evaluations task by task: 0.4, 0.35 and 0.75, the last of which needs memory
+    assert cells == ["PPO", "1", "0.00", "0.30", "0.35", "0.20", "0.60", "0.50", "0.35", "0", "3"]
+    by_task = minigrid_tables.tasks_table(rows, MT3, ["PPO"])
+    assert [str(next(iter(column.cells))) for column in by_task.columns] == ["PPO", "0.40", "0.35", "0.75"]
+    assert [column.header for column in by_task.columns[1:]] == ["LavaGapS7", "RedBlueDoors-6x6", "MemoryS11"]
+    without = minigrid_tables.scores_table(rows, minigrid_tasks.SUITES["mt2"] + ["another"], ["PPO"], "")
+    assert len(without.columns) == len(table.columns) - 1
 
 
 def test_a_task_is_given_up_if_it_is_never_solved_in_the_second_half() -> None:
@@ -69,6 +75,9 @@ def test_methods_have_their_algorithms() -> None:
     made = {method: type(minigrid_tasks.make_model(method, env, 0)) for method in methods}
     others = {"GRPO, advantages divided by their own deviation": OwnDeviationGRPO}
     assert made == {**dict.fromkeys(methods, GRPO), "PPO": PPO, "PPO, task sampling": PPO, **others}
+    aimed = minigrid_tasks.make_model("GRPO, targets", env, 0)
+    assert isinstance(aimed, GRPO)
+    assert aimed.group_targets == [(0, 0.9633), (0, 0.99), (0, 0.5)]
     one = minigrid_tasks.make_model("GRPO, starts with one group", env, 0)
     assert isinstance(one, GRPO)
     assert (len(one.groups), one.groups[0].cells) == (1, [0, 1, 2])
