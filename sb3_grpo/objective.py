@@ -26,7 +26,9 @@ class LossTerms(NamedTuple):
 @dataclass(frozen=True)
 class PPOObjective:
     """
-    PPO's loss, in which each step's surrogate is multiplied by the weight of its group.
+    PPO's loss, in which what trains the policy at a step is multiplied by the weight of the step's group.
+
+    These are the surrogate, the entropy bonus and the divergence from a reference policy; the value loss is not weighted.
 
     At the policy that collected the rollout its gradient is that of ``L_PPO + lambda * L_group``.
 
@@ -67,13 +69,18 @@ class PPOObjective:
         zero = policy_loss.new_zeros(())
         value_loss = self.value_loss(policy, batch, values, clip_range_vf) if policy.use_critic else zero
         # where the entropy has no analytical form, -log_prob is an estimate of it
-        entropy_loss = -mean_loss(-log_prob if entropy is None else entropy, batch.shares)
-        loss = policy_loss if self.ent_coef == 0 else policy_loss + self.ent_coef * entropy_loss
+        bonus = -log_prob if entropy is None else entropy
+        entropy_loss = -mean_loss(bonus, batch.shares)
+        loss = policy_loss
+        if self.ent_coef != 0:
+            # a group whose surrogate has weight 0 would be trained to act at random by a whole bonus
+            loss = loss + self.ent_coef * -mean_loss(bonus * batch.weights, batch.shares)
         loss = loss + self.vf_coef * value_loss
         if batch.reference_log_prob is None:
             return LossTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio, zero)
-        reference_kl = mean_loss(k3(log_prob, batch.reference_log_prob), batch.shares)
-        loss = loss + self.kl_coef * reference_kl
+        divergence = k3(log_prob, batch.reference_log_prob)
+        loss = loss + self.kl_coef * mean_loss(divergence * batch.weights, batch.shares)
+        reference_kl = mean_loss(divergence, batch.shares)
         return LossTerms(loss, policy_loss, value_loss, entropy_loss, log_ratio, reference_kl)
 
     def logged_terms(self, use_critic: bool) -> list[str]:

@@ -81,7 +81,8 @@ def by_hand(
         errors.append((returns[step] - value) ** 2)
     terms = dict(policy_gradient_loss=-np.mean(surrogates), value_loss=np.mean(errors))
     terms["entropy_loss"] = np.mean(log_prob) if entropy is None else -np.mean(entropy)
-    terms["loss"] = terms["policy_gradient_loss"] + ent_coef * terms["entropy_loss"] + vf_coef * terms["value_loss"]
+    bonus = weights * (-log_prob if entropy is None else entropy)
+    terms["loss"] = terms["policy_gradient_loss"] - ent_coef * np.mean(bonus) + vf_coef * terms["value_loss"]
     return {name: float(value) for name, value in terms.items()}
 
 
@@ -127,6 +128,20 @@ class TestTerms:
         terms = PPOObjective(0.1, 0.5, True)(policy, batch, CLIP_RANGE, None)
         expected = by_hand(policy, batch, 0.1, 0.5, True, None)
         assert {name: getattr(terms, name).item() for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+    @pytest.mark.parametrize("term", ["surrogate", "entropy", "reference"])
+    def test_group_of_weight_0_is_left_as_it_is(self, term):
+        """Nothing that trains the policy moves its head; the groups of weight 1 are moved by each term."""
+        policy = make_policy(use_critic=False)
+        batch = make_batch(policy)
+        weights = (batch.heads != 2).float()
+        reference = batch.old_log_prob + 0.5 if term == "reference" else None
+        batch = batch._replace(weights=weights, reference_log_prob=reference)
+        batch = batch if term == "surrogate" else batch._replace(advantages=th.zeros(len(weights)))
+        objective = PPOObjective(0.1 if term == "entropy" else 0.0, 0.0, False, kl_coef=0.3)
+        moves = gradient(objective(policy, batch, CLIP_RANGE, None), policy)
+        heads = moves["action_net.weight"].view(N_CELLS, -1)
+        assert heads.any(dim=1).tolist() == [True, True, False, True]
 
     def test_one_step_is_not_normalised(self):
         """Its standard deviation does not exist; SB3 does the same."""
@@ -244,7 +259,8 @@ class TestWithoutCritic:
         assert terms.value_loss.item() == 0 < expected.value_loss.item()
         assert terms.policy_gradient_loss == expected.policy_gradient_loss
         assert terms.entropy_loss == expected.entropy_loss
-        assert terms.loss.item() == pytest.approx((terms.policy_gradient_loss + ent_coef * terms.entropy_loss).item())
+        loss = by_hand(with_critic, batch, ent_coef, 0.0, True, None)["loss"]
+        assert terms.loss.item() == pytest.approx(loss, rel=1e-4, abs=1e-5)
         # the actor's gradient does not depend on the critic, whose layers it shares with nobody here
         moves = gradient(expected, with_critic)
         for parameter, value in gradient(terms, policy).items():
@@ -317,7 +333,12 @@ class TestAggregation:
         )
         found = {term: getattr(terms, term).item() for term in expected}
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
-        loss = expected["policy_gradient_loss"] + 0.1 * expected["entropy_loss"] + 0.3 * expected["reference_kl"]
+        weights = batch.weights.tolist()
+        bonus, divergence = (
+            aggregated([weight * value for weight, value in zip(weights, values, strict=True)], aggregation)
+            for values in (entropy.tolist(), divergences)
+        )
+        loss = expected["policy_gradient_loss"] - 0.1 * bonus + 0.3 * divergence
         assert terms.loss.item() == pytest.approx(loss, rel=1e-4, abs=1e-5)
         assert terms.reference_kl > 0
 
@@ -355,7 +376,7 @@ class TestReferenceKl:
         assert batch.reference_log_prob is not None
         assert batch.shares is not None
         slope = 1 - (batch.reference_log_prob - log_prob.detach()).exp()
-        loss = 0.3 * (batch.shares * slope * log_prob).mean()
+        loss = 0.3 * (batch.shares * batch.weights * slope * log_prob).mean()
         for parameter, value in gradient(LossTerms(loss, loss, loss, loss, log_prob, loss), policy).items():
             th.testing.assert_close(found[parameter], value, msg=parameter, rtol=1e-4, atol=1e-6)
         assert any(value.any() for value in found.values())
