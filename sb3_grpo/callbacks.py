@@ -310,7 +310,8 @@ class RegroupCallback(BaseCallback):
 
     def _regroup(self) -> None:
         model, n_events = self._grpo, len(self._grpo.regroup_history)
-        divergences = model.regrouper.regroup(model.policy, model.regroup_rule, self._record)
+        reward_scale = model.score_history.reward_scale if model.normalizes_by_group else None
+        divergences = model.regrouper.regroup(model.policy, model.regroup_rule, self._record, reward_scale)
         self._log(divergences)
         self._last_look = divergences
         if self._picture_due(changed=len(self._grpo.regroup_history) > n_events):

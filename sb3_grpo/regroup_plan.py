@@ -127,6 +127,7 @@ def plan_regrouping(
     mergeable: th.Tensor,
     merge_kl: float | None,
     split_kl: float | None,
+    comparable: th.Tensor | None = None,
 ) -> list[Merge | Split]:
     """
     Plan splits where ``KL(within i) > split_kl`` and merges where ``KL(i || j) < merge_kl`` in both directions.
@@ -141,6 +142,7 @@ def plan_regrouping(
         its head has not had the time to diverge from its sibling's
     :param merge_kl: nats; ``None``: no merges
     :param split_kl: nats; ``None``: no splits
+    :param comparable: which two groups may be merged with each other, shape ``(K, K)``, boolean; ``None``: all
     :return: the events, splits first, the largest within-group KL first; then merges, the smallest KL first
     """
     device = divergences.cell_counts.device
@@ -154,6 +156,8 @@ def plan_regrouping(
     candidates = active & mergeable & (counts > 0)
     between, error = divergences.between, divergences.between_error
     certain = between if error is None else between.where(between + MERGE_Z_SCORE * error < merge_kl, th.nan)
+    if comparable is not None:
+        certain = certain.where(comparable.to(device), th.nan)
     return [*splits, *_plan_merges(certain, counts, candidates, changed, merge_kl)]
 
 

@@ -20,6 +20,7 @@ from sb3_grpo.interrupts import interrupts_delayed
 from sb3_grpo.policies import GroupActorCriticPolicy
 from sb3_grpo.probes import ObjectiveProbes, Probes, ProbeSums
 from sb3_grpo.regroup_plan import Divergences, Merge, RegroupEvent, Split, plan_regrouping
+from sb3_grpo.reward_scale import RewardScale
 
 # Numbers in the outputs of all heads that are computed at once
 MAX_OUTPUTS = 2**20
@@ -200,20 +201,38 @@ class Regrouper(nn.Module, ABC):
         """
         return rule.changes_groups and n_rollouts % rule.freq == 0 and self.has_observed
 
-    def plan(self, policy: GroupActorCriticPolicy, rule: RegroupRule, divergences: Divergences) -> list[Merge | Split]:
+    def plan(
+        self,
+        policy: GroupActorCriticPolicy,
+        rule: RegroupRule,
+        divergences: Divergences,
+        reward_scale: RewardScale | None = None,
+    ) -> list[Merge | Split]:
         """
         Decide what is merged and split.
 
         :param policy: the policy
         :param rule: thresholds and times
         :param divergences: how groups and cells differ
+        :param reward_scale: of the cells whose groups each learn in a unit of their own, and are not merged if their rewards
+            are on different scales: in the unit of the larger ones little would be left of the smaller ones. ``None``: all
+            may be merged
         :return: the events, splits first; no group takes part in two of them
         """
-        groups = self.groups(policy)
-        return plan_regrouping(divergences, groups.cell_to_group, groups.age >= rule.warmup, rule.merge_kl, rule.split_kl)
+        groups, comparable = self.groups(policy), None
+        if reward_scale is not None:
+            comparable = th.as_tensor(reward_scale.comparable(groups.cell_to_group.cpu().numpy(), groups.max_groups))
+        old_enough = groups.age >= rule.warmup
+        return plan_regrouping(
+            divergences, groups.cell_to_group, old_enough, rule.merge_kl, rule.split_kl, comparable=comparable
+        )
 
     def regroup(
-        self, policy: GroupActorCriticPolicy, rule: RegroupRule, record: Callable[[Merge | Split], None]
+        self,
+        policy: GroupActorCriticPolicy,
+        rule: RegroupRule,
+        record: Callable[[Merge | Split], None],
+        reward_scale: RewardScale | None = None,
     ) -> Divergences:
         """
         Merge and split groups until nothing is left to do.
@@ -221,12 +240,13 @@ class Regrouper(nn.Module, ABC):
         :param policy: the policy; changed in place
         :param rule: thresholds and times
         :param record: called after each event; an interrupt waits until it has returned
+        :param reward_scale: see :meth:`plan`
         :return: how groups and cells differ afterwards
         """
         divergences = self.measure(policy, rule)
         # an event changes what is alike: measure again
         for _ in range(self.groups(policy).max_groups):
-            events = self.plan(policy, rule, divergences)
+            events = self.plan(policy, rule, divergences, reward_scale)
             if not events:
                 break
             for event in events:
@@ -320,6 +340,16 @@ class ObjectiveRegrouper(Regrouper):
             return compare_objectives(
                 self.probes.sums(th.arange(len(cell_to_group))), cell_to_group, self.objectives.max_groups
             )
+
+    def plan(
+        self,
+        policy: GroupActorCriticPolicy,
+        rule: RegroupRule,
+        divergences: Divergences,
+        reward_scale: RewardScale | None = None,
+    ) -> list[Merge | Split]:
+        """Decide what is merged and split; objectives keep their units where they are merged, see :class:`Regrouper`."""
+        return super().plan(policy, rule, divergences)
 
     def apply_event(self, policy: GroupActorCriticPolicy, event: Merge | Split) -> None:
         """Merge or split groups of objectives, see :class:`Regrouper`."""

@@ -4,6 +4,9 @@ import numpy as np
 import torch as th
 from torch import nn
 
+# Ratio of the scales of two groups from which on they cannot learn in one unit
+MAX_RATIO = 3.0
+
 
 class RewardScale(nn.Module):
     """
@@ -37,6 +40,18 @@ class RewardScale(nn.Module):
         scale = np.sqrt(squares / np.maximum(count, 1))
         self.scale.copy_(th.as_tensor(scale.astype(np.float32)))
         self.count.copy_(th.as_tensor(count.astype(np.float32)))
+
+    def comparable(self, cell_to_group: np.ndarray, n_groups: int) -> np.ndarray:
+        """
+        Return which groups have rewards on about one scale.
+
+        :param cell_to_group: group of each cell, shape ``(C,)``
+        :param n_groups: number of groups ``K``
+        :return: shape ``(K, K)``, boolean, symmetric; true for a group that has had no reward other than 0
+        """
+        inverse = self.inverse_of_groups(cell_to_group, n_groups)
+        low, high = np.minimum.outer(inverse, inverse), np.maximum.outer(inverse, inverse)
+        return (low == 0) | (high <= MAX_RATIO * low)
 
     def inverse_of_groups(self, cell_to_group: np.ndarray, n_groups: int) -> np.ndarray:
         """

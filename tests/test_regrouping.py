@@ -594,6 +594,30 @@ class TestTiming:
             assert due == list(range(freq, 33, freq))
 
 
+@pytest.mark.parametrize(
+    ("scale", "normalize_advantage", "n_groups"), [(2.0, "group", 1), (0.5, "group", 1), (10.0, "group", 2), (10.0, True, 1)]
+)
+def test_groups_that_learn_in_different_units_are_not_merged(scale, normalize_advantage, n_groups):
+    tasks = [dict(reward_scale=1.0), dict(reward_scale=scale)]
+    env = DummyVecEnv([partial(gym.make, ENVS["cartpole"], tasks=tasks, task=i % 2) for i in range(N_ENVS)])
+    options: dict[str, Any] = dict(router="one_hot", router_kwargs=dict(columns=(4, 6)), regroup_freq=1, regroup_warmup=0)
+    model = GRPO(
+        "MlpPolicy",
+        env,
+        n_steps=N_STEPS,
+        batch_size=32,
+        n_epochs=2,
+        normalize_advantage=normalize_advantage,
+        policy_kwargs=dict(net_arch=[16]),
+        seed=0,
+        device="cpu",
+        **options,
+        **MERGE_ALL,
+    )
+    model.learn(8 * ROLLOUT)
+    assert len(model.groups) == n_groups
+
+
 TWO_TYPES: list[dict[str, Any]] = [{}, {"invert": True}, {"length": 0.55}, {"length": 0.55, "invert": True}]
 STEPS = 14_000
 

@@ -19,6 +19,15 @@ def scale_after(n_cells: int, *rollouts: tuple[list[float], list[int]]) -> Rewar
     return scale
 
 
+def test_groups_are_comparable_up_to_a_factor_of_3():
+    """Cells 0 and 1 are a group of scale 2; the scales of the others are 5.9, 6.1, -0.67, 0.66, and none."""
+    scale = scale_after(7, ([2, -2, 5.9, 6.1, -0.67, 0.66, 0], [0, 1, 2, 3, 4, 5, 6]))
+    comparable = scale.comparable(np.array([0, 0, 1, 2, 3, 4, 5]), 7)
+    assert comparable[0].tolist() == [True, True, False, True, False, True, True]
+    assert comparable[4].tolist() == [False, False, False, True, True, True, True]
+    assert (comparable == comparable.T).all()
+
+
 class TestUpdate:
     def test_by_hand(self):
         scale = scale_after(3, ([3, -4, 0, 7], [0, 0, 0, 2]))
