@@ -214,18 +214,24 @@ class Regrouper(nn.Module, ABC):
         :param policy: the policy
         :param rule: thresholds and times
         :param divergences: how groups and cells differ
-        :param reward_scale: of the cells whose groups each learn in a unit of their own, and are not merged if their rewards
-            are on different scales: in the unit of the larger ones little would be left of the smaller ones. ``None``: all
-            may be merged
+        :param reward_scale: of the cells, if each group learns in a unit of its own; ``None``: it does not
         :return: the events, splits first; no group takes part in two of them
         """
-        groups, comparable = self.groups(policy), None
-        if reward_scale is not None:
-            comparable = th.as_tensor(reward_scale.comparable(groups.cell_to_group.cpu().numpy(), groups.max_groups))
-        old_enough = groups.age >= rule.warmup
-        return plan_regrouping(
-            divergences, groups.cell_to_group, old_enough, rule.merge_kl, rule.split_kl, comparable=comparable
-        )
+        groups = self.groups(policy)
+        comparable = None if reward_scale is None else self.comparable(groups, reward_scale)
+        old_enough, thresholds = groups.age >= rule.warmup, (rule.merge_kl, rule.split_kl)
+        return plan_regrouping(divergences, groups.cell_to_group, old_enough, *thresholds, comparable)
+
+    def comparable(self, groups: CellGroups, reward_scale: RewardScale) -> th.Tensor | None:
+        """
+        Return which two groups may be merged with each other, shape ``(K, K)``, boolean; ``None``: all.
+
+        Not those with rewards on different scales: in the unit of the larger ones little would be left of the smaller ones.
+
+        :param groups: the groups, each of which learns in a unit of its own
+        :param reward_scale: of the cells
+        """
+        return th.as_tensor(reward_scale.comparable(groups.cell_to_group.cpu().numpy(), groups.max_groups))
 
     def regroup(
         self,
@@ -341,15 +347,9 @@ class ObjectiveRegrouper(Regrouper):
                 self.probes.sums(th.arange(len(cell_to_group))), cell_to_group, self.objectives.max_groups
             )
 
-    def plan(
-        self,
-        policy: GroupActorCriticPolicy,
-        rule: RegroupRule,
-        divergences: Divergences,
-        reward_scale: RewardScale | None = None,
-    ) -> list[Merge | Split]:
-        """Decide what is merged and split; objectives keep their units where they are merged, see :class:`Regrouper`."""
-        return super().plan(policy, rule, divergences)
+    def comparable(self, groups: CellGroups, reward_scale: RewardScale) -> th.Tensor | None:
+        """Return that all groups may be merged: their objectives keep their units, see :class:`Regrouper`."""
+        return None
 
     def apply_event(self, policy: GroupActorCriticPolicy, event: Merge | Split) -> None:
         """Merge or split groups of objectives, see :class:`Regrouper`."""

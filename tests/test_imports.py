@@ -74,6 +74,7 @@ ALLOWED: dict[str, set[str] | None] = {
         "policies",
         "probes",
         "regroup_plan",
+        "reward_scale",
     },
     "group_kinds": {
         "balancing",
