@@ -22,8 +22,8 @@ from sb3_grpo import GRPO, MlpPolicy, RegroupCallback, RegroupEvent
 from sb3_grpo.distributions import make_action_distribution
 from sb3_grpo.heads import HEAD_DIMS, split_heads
 from sb3_grpo.probes import Probes
-from sb3_grpo.regroup_plan import Divergences, Merge, Split
-from sb3_grpo.regrouping import LatentRecorder, RegroupRule, head_outputs
+from sb3_grpo.regroup_plan import Merge, Split
+from sb3_grpo.regrouping import LatentRecorder, head_outputs
 
 N_CELLS, MAX_GROUPS = 6, 4
 N_STEPS, N_ENVS = 32, 4
@@ -81,10 +81,10 @@ class Scripted(RegroupCallback):
         model: Any = self.model
         own_plan = type(model.regrouper).plan
 
-        def plan(policy: Any, rule: RegroupRule, divergences: Divergences) -> list[Merge | Split]:
+        def plan(*args: Any) -> list[Merge | Split]:
             now = self.num_timesteps // ROLLOUT
             if now > self.last:
-                return own_plan(model.regrouper, policy, rule, divergences)
+                return own_plan(model.regrouper, *args)
             return [self.script.pop(now)] if now in self.script else []
 
         model.regrouper.plan = plan
