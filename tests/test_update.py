@@ -745,6 +745,7 @@ def test_settings_of_a_compiled_update_can_change(monkeypatch: pytest.MonkeyPatc
         if change:
             update.configure(*settings)
         batch = make_batch(policy)
+        batch = batch._replace(weights=th.ones_like(batch.weights))
         with update:
             steps.append(update(batch, 0.2, None))
             norms.append(update.gradient.norm().item())

@@ -1,9 +1,10 @@
 """Make sure that there is always a merge or a split to interrupt: the only override of internals in this folder."""
 
+from typing import Any
+
 from sb3_grpo import RegroupCallback
 from sb3_grpo.policies import GroupActorCriticPolicy
-from sb3_grpo.regroup_plan import Divergences, Merge, Split
-from sb3_grpo.regrouping import RegroupRule
+from sb3_grpo.regroup_plan import Merge, Split
 
 
 class RestlessCallback(RegroupCallback):
@@ -14,13 +15,12 @@ class RestlessCallback(RegroupCallback):
         vars(self._grpo.regrouper)["plan"] = plan_restlessly
 
 
-def plan_restlessly(policy: GroupActorCriticPolicy, rule: RegroupRule, divergences: Divergences) -> list[Merge | Split]:
+def plan_restlessly(policy: GroupActorCriticPolicy, *_: Any) -> list[Merge | Split]:
     """
     Plan a merge where there are four groups, otherwise a split.
 
     :param policy: the policy
-    :param rule: not used
-    :param divergences: not used
+    :param _: what else there is to decide by
     """
     if len(policy.grouping.active) == 4:
         return [Merge(keep=0, dropped=1, share=0.5, kl=0.0)]
