@@ -17,7 +17,7 @@ the same number of steps of each task: what MT3's figures would be with them.
   groups and without balance
 - GRPO: with its defaults, heads linear on a hidden layer that all tasks share, which does not see the task
 - GRPO, targets: groups are compared by how near they are to the return that can be achieved (``group_score="gap"``), which
-  in MemoryS11 is half of the published one, as an agent without memory can only guess
+  in MemoryS11 is taken to be 0.5, as an agent without memory can only guess
 - GRPO, task sampling: both
 - GRPO, starts with one group: the same heads, but all tasks share one until they contradict each other
 - GRPO, advantages normalised by task: as the baseline does
